@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sigmoid focal loss with integer targets."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lors_det.compat.ops.recompute import gradients, working_dtype
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Compute the focal loss of every logit, with no reduction.
+
+    For the class of the target, ``-alpha (1 - p)**gamma log(p)``; for every
+    other class ``-(1 - alpha) p**gamma log(1 - p)``, ``p`` the sigmoid of the
+    logit. The logarithms are exact where the compiled op clamps ``p`` and
+    ``1 - p`` from below.
+
+    Args:
+        input: ``(N, C)`` logits.
+        target: ``(N,)`` int64 class of each row; any other value, such as
+            ``C``, is background.
+        weight: ``(C,)`` weight of the rows of each class, or empty for none.
+            Background rows, for which it has no entry, have weight 1.
+        output: ``(N, C)`` buffer, overwritten.
+        gamma: The exponent.
+        alpha: The weight of the class of the target.
+    """
+    dtype = working_dtype(input)
+    output.copy_(_loss(input.to(dtype), target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Compute the derivative of every loss in its own logit.
+
+    Args:
+        input: ``(N, C)`` logits.
+        target: As in the forward op.
+        weight: As in the forward op.
+        grad_input: ``(N, C)`` buffer, overwritten.
+        gamma: As in the forward op.
+        alpha: As in the forward op.
+    """
+
+    def loss(logits: Tensor) -> Tensor:
+        return _loss(logits, target, weight, gamma, alpha)
+
+    # Each loss depends on one logit, so ones select the derivatives.
+    ones = torch.ones_like(input)
+    (grad,) = gradients(loss, [input], ones, working_dtype(input))
+    grad_input.copy_(grad)
+
+
+def _loss(
+    logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
+) -> Tensor:
+    """Return the loss ``(N, C)`` of logits ``(N, C)``."""
+    classes = torch.arange(logits.shape[1], device=target.device)
+    positive = target[:, None] == classes
+    log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
+    # Powers through logarithms: unlike that of pow, their derivative is
+    # finite where p or 1 - p underflows.
+    loss = torch.where(
+        positive,
+        -alpha * torch.exp(gamma * log_not_p) * log_p,
+        -(1 - alpha) * torch.exp(gamma * log_p) * log_not_p,
+    )
+    if weight.numel():
+        # Not a product with the one-hot rows: autocast would lower it.
+        rows = torch.where(positive, weight.to(loss.dtype), 0).sum(dim=1)
+        loss = loss * torch.where(positive.any(dim=1), rows, 1)[:, None]
+    return loss

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package lors_det; configs and tools go where MIM looks for them."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MIM_FILES = ('configs', 'tools')
+
+
+class BuildWithMim(build_py):
+    """Put configs and tools into ``lors_det/.mim``: linked in an editable
+    installation, copied otherwise.
+    """
+
+    def run(self):
+        super().run()
+        editable = getattr(self, 'editable_mode', False)
+        base = ROOT if editable else Path(self.build_lib)
+        mim = base / 'lors_det' / '.mim'
+        mim.mkdir(parents=True, exist_ok=True)
+        for name in MIM_FILES:
+            target = mim / name
+            if target.is_symlink():
+                target.unlink()
+            elif target.is_dir():
+                shutil.rmtree(target)
+            if editable:
+                target.symlink_to(Path('..', '..', name))
+            else:
+                shutil.copytree(
+                    ROOT / name,
+                    target,
+                    ignore=shutil.ignore_patterns('__pycache__'),
+                )
+
+
+def version():
+    text = (ROOT / 'lors_det' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"__version__ = '(.+)'", text)[1]
+
+
+setup(
+    name='lors_det',
+    version=version(),
+    description='LORS and AdaMixer for MMDetection 3.x',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['lors_det', 'lors_det.*']),
+    package_data={'lors_det': ['py.typed']},
+    install_requires=[
+        'torch>=2.6,<2.14',
+        'torchvision>=0.21',
+        'onedl-mmengine>=0.10.10,<0.11',
+        'onedl-mmcv>=2.3.6,<2.4',
+        'onedl-mmdetection>=3.5,<3.6',
+        'pycocotools>=2.0.8',
+    ],
+    cmdclass={'build_py': BuildWithMim},
+    zip_safe=False,
+)
