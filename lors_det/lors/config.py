@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the N matrices of a stack come from: four modes, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+MODES = {
+    'dense': 'N unrelated matrices',
+    'shared': 'one matrix, used N times',
+    'private': 'N low-rank matrices, nothing shared',
+    'lors': 'one matrix plus N low-rank residuals',
+}
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """How the weights of one stack of layers are made.
+
+    Source: LORS (arXiv:2403.04303), Sec. 3; the modes other than ``lors`` are
+    its ablations and its baseline.
+
+    Args:
+        mode: One of ``dense``, ``shared``, ``private``, ``lors``.
+        rank: Rank r of one low-rank term; one value, or one per layer. Read
+            in the modes ``private`` and ``lors`` only. 0 leaves the private
+            part out.
+        num_param_groups: Number K of low-rank terms that are summed; one
+            value, or one per layer. Read where ``rank`` is read.
+    """
+
+    mode: str = 'dense'
+    rank: int | Sequence[int] = 0
+    num_param_groups: int | Sequence[int] = 1
+
+    @classmethod
+    def parse(cls, config: object, key: str) -> StackConfig:
+        """Build from what a config file holds.
+
+        Args:
+            config: A ``StackConfig``, a mapping of its fields, or None for
+                dense weights.
+            key: Name of the setting, for the error message.
+
+        Raises:
+            TypeError: If ``config`` is none of these, or has another field.
+        """
+        if config is None:
+            return cls()
+        if isinstance(config, cls):
+            return config
+        known = [field.name for field in fields(cls)]
+        if not isinstance(config, dict) or set(config) - set(known):
+            raise TypeError(
+                f'{key}={config!r}: expected a dict with keys out of {known}'
+            )
+        return cls(**config)
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether one matrix serves all layers."""
+        return self.mode in ('shared', 'lors')
+
+    @property
+    def has_private(self) -> bool:
+        """Whether each layer has low-rank terms of its own."""
+        return self.mode in ('private', 'lors')
+
+    def check_mode(self, key: str) -> None:
+        """Refuse an unknown mode.
+
+        Args:
+            key: Name of the setting, for the error message.
+
+        Raises:
+            ValueError: If the mode is unknown.
+        """
+        if self.mode not in MODES:
+            raise ValueError(
+                f'{key}.mode={self.mode!r}: expected one of '
+                + ', '.join(f'{m!r} ({text})' for m, text in MODES.items())
+            )
+
+    def private_sizes(
+        self, num_layers: int, max_rank: int, key: str
+    ) -> list[tuple[int, int]]:
+        """Number of terms and rank of every layer.
+
+        Args:
+            num_layers: Depth N of the stack.
+            max_rank: Smaller side of the matrix: a term of a higher rank
+                would only repeat itself.
+            key: Name of the setting, for the error message.
+
+        Returns:
+            N pairs (K, r); (0, 0) for a layer without a private part.
+
+        Raises:
+            TypeError: If a value is not an integer or a list of integers.
+            ValueError: If a list has not N entries, or a value is out of
+                range.
+        """
+        self.check_mode(key)
+        if not self.has_private:
+            return [(0, 0)] * num_layers
+        lowest = 1 if self.mode == 'private' else 0
+        ranks = per_layer(
+            self.rank, num_layers, f'{key}.rank', lowest, max_rank
+        )
+        groups = per_layer(
+            self.num_param_groups, num_layers, f'{key}.num_param_groups', 1
+        )
+        return [
+            (k, r) if r else (0, 0) for k, r in zip(groups, ranks, strict=True)
+        ]
+
+
+def per_layer(
+    value: int | Sequence[int],
+    num_layers: int,
+    key: str,
+    lowest: int = 0,
+    highest: int | None = None,
+) -> list[int]:
+    """Give every layer its value: a scalar broadcasts, a list must fit.
+
+    Args:
+        value: One integer, or one per layer.
+        num_layers: Depth of the stack.
+        key: Name of the setting, for the error message.
+        lowest: Smallest value allowed.
+        highest: Largest value allowed; None for no limit.
+
+    Returns:
+        ``num_layers`` integers.
+
+    Raises:
+        TypeError: If an entry is not an integer.
+        ValueError: If the number of entries or an entry is out of range.
+    """
+    entries: list[Any] = (
+        list(value)
+        if isinstance(value, (list, tuple))
+        else [value] * num_layers
+    )
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in entries):
+        raise TypeError(
+            f'{key}={value!r}: expected an integer, or a list of one integer '
+            'per layer'
+        )
+    if len(entries) != num_layers:
+        raise ValueError(
+            f'{key}={value!r} has {len(entries)} entries: expected one value, '
+            f'or one for each of the {num_layers} layers'
+        )
+    limits = (
+        f'of at least {lowest}'
+        if highest is None
+        else f'from {lowest} to {highest}'
+    )
+    for entry in entries:
+        if entry < lowest or (highest is not None and entry > highest):
+            raise ValueError(f'{key}={value!r}: expected values {limits}')
+    return entries
+
+
+def check_at_least(lowest: int, **values: Any) -> None:
+    """Refuse sizes that are not integers, or too small.
+
+    Args:
+        lowest: Smallest value allowed.
+        values: The sizes by the name of their setting.
+
+    Raises:
+        TypeError: If a value is not an integer.
+        ValueError: If a value is below ``lowest``.
+    """
+    for key, value in values.items():
+        message = f'{key}={value!r}: expected an integer of at least {lowest}'
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(message)
+        if value < lowest:
+            raise ValueError(message)
