@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-attention between queries, biased by the overlap of their boxes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lors_det.adamixer.geometry import (
+    decode_xyzr,
+    intersection_over_foreground,
+    position_embedding,
+)
+from lors_det.adamixer.init import xavier_reset
+from lors_det.lors import StackedLayerNorm, StackedLinear
+
+IOF_EPS = 1e-7
+
+
+class QueryAttention(nn.Module):
+    """Self-attention of all stages: position-aware, IoF-biased.
+
+    Source: AdaMixer (arXiv:2203.16507), Sec. 3.4, position-aware multi-head
+    self-attention. Query, key, value *and the residual* are the content plus
+    the position embedding.
+
+    Args:
+        num_stages: Number of decoder stages.
+        embed_dims: Size C of a query's content.
+        num_heads: Number of attention heads H.
+        stack: Where the projections of the stages come from (`StackConfig`).
+
+    Raises:
+        ValueError: If C is not divisible by 8 or by H.
+    """
+
+    def __init__(
+        self,
+        num_stages: int,
+        embed_dims: int,
+        num_heads: int,
+        stack: object = None,
+    ) -> None:
+        super().__init__()
+        if embed_dims % 8:
+            raise ValueError(
+                f'decoder.embed_dims={embed_dims}: expected a multiple of 8, '
+                'the position embedding has sine and cosine of 4 coordinates'
+            )
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'decoder.embed_dims={embed_dims} is not divisible by '
+                f'decoder.num_heads={num_heads}'
+            )
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        key = 'decoder.stacks.attention'
+        self.in_proj = StackedLinear(
+            num_stages, embed_dims, 3 * embed_dims, stack, key=key
+        )
+        self.out_proj = StackedLinear(
+            num_stages, embed_dims, embed_dims, stack, key=key
+        )
+        self.iof_tau = nn.ParameterList(
+            torch.empty(num_heads) for _ in range(num_stages)
+        )
+        self.norm = StackedLayerNorm(num_stages, embed_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial values as the AdaMixer release does."""
+        xavier_reset(self.in_proj)
+        xavier_reset(self.out_proj)
+        for bias in self.in_proj.bias:
+            nn.init.zeros_(bias)
+        for tau in self.iof_tau:
+            nn.init.uniform_(tau, 0, 4)
+        self.norm.reset_parameters()
+
+    def forward(self, content: Tensor, xyzr: Tensor, stage: int) -> Tensor:
+        """Attend; positions get no gradient from here.
+
+        Args:
+            content: (B, N, C) query content.
+            xyzr: (B, N, 4) query positions.
+            stage: Index of the stage, from 0.
+
+        Returns:
+            (B, N, C) attended content, normalised.
+        """
+        xyzr = xyzr.detach()
+        content = content + position_embedding(xyzr, self.embed_dims)
+        iof = intersection_over_foreground(decode_xyzr(xyzr))
+        tau = self.iof_tau[stage][:, None, None]
+        bias = tau * (iof + IOF_EPS).log()[:, None]  # (B, H, N, N)
+        q, k, v = (
+            self.in_proj(content, stage)
+            .unflatten(-1, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)  # (3, B, H, N, C / H)
+        )
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias.to(q.dtype)
+        )
+        attended = attended.transpose(1, 2).flatten(2)  # (B, N, C)
+        return self.norm(content + self.out_proj(attended, stage), stage)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from factories import (
+    decoder,
+    decoder_config,
+    positions,
+    pyramid,
+    randomise,
+    stacks,
+)
+from golden_files import GOLDEN_DIR
+
+from lors_det.adamixer import AdaMixerDecoder
+from lors_det.lors import MODES
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_parameter_gets_a_gradient(mode: str) -> None:
+    model = decoder(mode)
+    randomise(model)
+    outputs = model(pyramid(2), torch.randn(2, 7, 32), positions(2, 7))
+    loss = sum(
+        (o.cls_logits * torch.randn_like(o.cls_logits)).sum()
+        + (o.xyzr * torch.randn_like(o.xyzr)).sum()
+        for o in outputs
+    )
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_initial_gradients_reach_every_stack(mode: str) -> None:
+    """No mode starts dead: two steps move every parameter but B's partner."""
+    model = decoder(mode)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(3):
+        outputs = model(pyramid(2), torch.randn(2, 7, 32), positions(2, 7))
+        loss = sum((o.cls_logits - 1).square().sum() for o in outputs)
+        loss = loss + sum((o.xyzr - 3).abs().sum() for o in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    stuck = [
+        name
+        for (name, p), b in zip(model.named_parameters(), before, strict=True)
+        if torch.equal(p, b)
+    ]
+    assert not stuck
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_batched_equals_single(mode: str) -> None:
+    model = decoder(mode).double()
+    randomise(model)
+    feats = [feat.double() for feat in pyramid(3)]
+    content = torch.randn(3, 7, 32, dtype=torch.float64)
+    xyzr = positions(3, 7).double()
+    batched = model(feats, content, xyzr)
+    for b in range(3):
+        one = slice(b, b + 1)
+        single = model([f[one] for f in feats], content[one], xyzr[one])
+        for s, many in zip(single, batched, strict=True):
+            for found, expected in zip(s, many, strict=True):
+                torch.testing.assert_close(found, expected[one])
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_queries_can_be_permuted(mode: str) -> None:
+    model = decoder(mode).double()
+    randomise(model)
+    feats = [feat.double() for feat in pyramid(1)]
+    content = torch.randn(1, 7, 32, dtype=torch.float64)
+    xyzr = positions(1, 7).double()
+    order = torch.randperm(7)
+    permuted = model(feats, content[:, order], xyzr[:, order])
+    for found, expected in zip(
+        permuted, model(feats, content, xyzr), strict=True
+    ):
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y[:, order])
+
+
+def test_positions_are_detached_between_stages() -> None:
+    model = decoder()
+    randomise(model)
+    content = torch.randn(1, 7, 32)
+    outputs = model(pyramid(1), content, positions(1, 7))
+    outputs[-1].bboxes.sum().backward()
+    first, last = model.heads.reg.out.dense[0], model.heads.reg.out.dense[-1]
+    assert first.grad is None  # the first refinement is behind a detach
+    assert last.grad.any()
+    assert model.ffn.fc1.dense[0].grad.any()  # content is not detached
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_init_weights_twice_equals_once_in_law(mode: str) -> None:
+    sizes = {'embed_dims': 64, 'in_points': 16, 'out_points': 32}
+    model = decoder(mode, **sizes, feedforward_channels=128)
+
+    def spreads() -> dict[str, torch.Tensor]:
+        return {
+            name: x.square().mean().sqrt()
+            for name, x in model.named_parameters()
+            if x.numel() >= 2000 or not x.any()
+        }
+
+    once = spreads()
+    model.init_weights()
+    model.init_weights()
+    for name, value in spreads().items():
+        torch.testing.assert_close(value, once[name], rtol=0.15, atol=0)
+
+
+def count(config: dict) -> int:
+    with torch.device('meta'):
+        model = AdaMixerDecoder(num_classes=80, **config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_of_the_default_decoders() -> None:
+    assert count({}) == 110_272_296
+    lors = {
+        'num_groups': 2,
+        'in_points': 64,
+        'stacks': {
+            'mixing_kernels': {
+                'mode': 'lors',
+                'rank': 16,
+                'num_param_groups': [1, 1, 2, 2, 3, 3],
+            },
+            'mixing_out_proj': {'mode': 'lors', 'rank': 8},
+        },
+    }
+    assert count(lors) == 35_348_264
+
+
+def test_parameters_of_the_grids() -> None:
+    """Every decoder that was counted in the official releases."""
+    cells = 0
+    for path in sorted(GOLDEN_DIR.glob('expected_params*.json')):
+        grids = json.loads(path.read_text())
+        for cell in grids.get('dense_grid', []):
+            config = {
+                'num_stages': cell['num_stages'],
+                'num_groups': cell['n_groups'],
+                'in_points': cell['in_points'],
+                'out_points': cell['out_points'],
+            }
+            assert count(config) == cell['decoder_roi_head'], cell
+            cells += 1
+        for cell in grids.get('lors_grid', []):
+            config = {
+                'num_stages': cell['num_stages'],
+                'num_groups': cell['n_groups'],
+                'in_points': cell.get('in_points', 64),
+                'stacks': {
+                    'mixing_kernels': {
+                        'mode': 'lors',
+                        'rank': cell['kernel_size'],
+                        'num_param_groups': cell['kernel_groups'],
+                    },
+                    'mixing_out_proj': {
+                        'mode': 'lors',
+                        'rank': cell['mix_out_proj_rank'],
+                    },
+                },
+            }
+            assert count(config) == cell['decoder_roi_head'], cell
+            cells += 1
+    assert cells
+
+
+def test_a_checkpoint_holds_every_tensor_once() -> None:
+    model = decoder()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    tensors = list(model.state_dict().values())
+    assert len({x.data_ptr() for x in tensors}) == len(tensors)
+    payload = 4 * sum(p.numel() for p in model.parameters())
+    # Per tensor: a name, and alignment to 64 bytes in the archive.
+    assert payload <= len(file.getvalue()) < payload + 600 * len(tensors)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'error', 'message'),
+    [
+        ({'num_stages': -1}, ValueError, 'decoder.num_stages=-1: expected an'),
+        ({'num_stages': '6'}, TypeError, "decoder.num_stages='6': expected"),
+        ({'num_classes': 0}, ValueError, 'decoder.num_classes=0'),
+        ({'num_cls_fcs': -1}, ValueError, 'decoder.num_cls_fcs=-1'),
+        ({'embed_dims': 36}, ValueError, 'decoder.embed_dims=36: expected a'),
+        ({'num_heads': 5}, ValueError, 'not divisible by decoder.num_heads=5'),
+        ({'num_groups': 3}, ValueError, 'divisible by decoder.num_groups=3'),
+        ({'strides': [4, 0]}, ValueError, r'decoder.strides\[1\]=0'),
+        (
+            {'stacks': {'mixing': {}}},
+            ValueError,
+            r"decoder.stacks has \['mixing'\]: expected keys out of \['atten",
+        ),
+        (
+            {'stacks': {'mixing_kernels': {'mode': 'lora'}}},
+            ValueError,
+            "decoder.stacks.mixing_kernels.mode='lora': expected one of",
+        ),
+        (
+            {'num_stages': 4},
+            ValueError,
+            r'decoder.stacks.mixing_kernels.num_param_groups=\[1, 2, 1\] has '
+            r'3 entries: expected one value, or one for each of the 4 layers',
+        ),
+        (
+            {'stacks': {'mixing_out_proj': {'mode': 'lors', 'rank': 33}}},
+            ValueError,
+            'decoder.stacks.mixing_out_proj.rank=33: expected values from 0 '
+            'to 32',
+        ),
+    ],
+)
+def test_wrong_settings(
+    changes: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        AdaMixerDecoder(**decoder_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {
+                'num_stages': 2,
+                'stacks': {
+                    **stacks('lors'),
+                    'mixing_kernels': {'mode': 'lors', 'rank': 2},
+                },
+            },
+            r'decoder.stacks.attention: the checkpoint \(attention.in_proj.\*'
+            r"\) holds mode 'dense', 2 layers; the model was built with mode "
+            r"'dense', 3 layers",
+        ),
+        (
+            {
+                'stacks': {
+                    **stacks('lors'),
+                    'mixing_out_proj': {'mode': 'lors', 'rank': 4},
+                }
+            },
+            r'decoder.stacks.mixing_out_proj: .* ranks .*4.*3',
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_depth_or_rank(
+    changes: dict, message: str
+) -> None:
+    other = decoder(**changes).state_dict()
+    with pytest.raises(ValueError, match=message):
+        decoder().load_state_dict(other, strict=False)

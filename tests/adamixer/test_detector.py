@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import build, decoder_config, detector_config, randomise
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from lors_det.adamixer import AdaMixer
+from lors_det.lors import MODES
+
+
+def batch(
+    *counts: int, sizes: tuple = ((64, 96), (60, 80))
+) -> dict[str, list[Any]]:
+    """Raw images of different sizes with some random boxes each."""
+    rng = np.random.default_rng(0)
+    inputs, samples = [], []
+    for num_boxes, (h, w) in zip(counts, sizes, strict=False):
+        image = rng.integers(0, 256, (3, h, w), dtype=np.uint8)
+        inputs.append(torch.from_numpy(image))
+        corners = torch.rand(num_boxes, 2, 2).sort(1).values
+        boxes = corners.flatten(1) * torch.tensor([w, h, w, h])
+        sample = DetDataSample(
+            metainfo={
+                'img_shape': (h, w),
+                'ori_shape': (2 * h, 2 * w),
+                'scale_factor': (0.5, 0.5),
+            }
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=boxes, labels=torch.randint(0, 5, (num_boxes,))
+        )
+        inputs[-1] = inputs[-1]
+        samples.append(sample)
+    return {'inputs': inputs, 'data_samples': samples}
+
+
+def losses_of(model: AdaMixer, data: dict) -> dict[str, torch.Tensor]:
+    return model(**model.data_preprocessor(data, True), mode='loss')
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_losses_and_gradients(mode: str) -> None:
+    model = build(detector_config(mode))
+    randomise(model)
+    losses = losses_of(model, batch(3, 2))
+    assert len(losses) == 3 * 4
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_batch_without_any_box() -> None:
+    model = build(detector_config())
+    losses = losses_of(model, batch(0, 0))
+    total = sum(v for k, v in losses.items() if 'loss' in k)
+    assert total.isfinite()
+    total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_predictions() -> None:
+    model = build(detector_config()).eval()
+    randomise(model)
+    with torch.no_grad():
+        results = model.test_step(batch(0, 0))
+    for sample in results:
+        found = sample.pred_instances
+        assert found.bboxes.shape == (7, 4)  # as many as queries
+        assert found.scores.diff().le(0).all()
+        assert found.labels.lt(5).all()
+
+
+def test_boxes_in_original_or_resized_pixels() -> None:
+    model = build(detector_config()).eval()
+    data = model.data_preprocessor(batch(0))
+    with torch.no_grad():
+        (original,) = model.predict(**rename(data))
+        original = original.pred_instances.bboxes
+        (resized,) = model.predict(**rename(data), rescale=False)
+    torch.testing.assert_close(original, 2 * resized.pred_instances.bboxes)
+
+
+def rename(data: dict) -> dict:
+    return {
+        'batch_inputs': data['inputs'],
+        'batch_data_samples': data['data_samples'],
+    }
+
+
+def test_batched_equals_single_without_the_shared_norm() -> None:
+    """Equal where nothing looks at the padding: images of one size, and the
+    neck's norm replaced by none.
+    """
+    model = build(detector_config()).eval().double()
+    randomise(model)
+    model.neck.norm = torch.nn.Identity()
+    data = batch(0, 0, sizes=((64, 96), (64, 96)))
+    with torch.no_grad():
+        inputs = model.data_preprocessor(data)['inputs'].double()
+        many = model._forward(inputs)
+        for image in range(2):
+            one = model._forward(inputs[image : image + 1])
+            for found, expected in zip(one, many, strict=True):
+                torch.testing.assert_close(found, expected[image : image + 1])
+
+
+@pytest.mark.parametrize('keep', [3, 1000])
+def test_max_per_img(keep: int) -> None:
+    config = detector_config(test_cfg={'max_per_img': keep})
+    model = build(config).eval()
+    with torch.no_grad():
+        (result,) = model.test_step(batch(0))
+    assert len(result.pred_instances) == min(keep, 7 * 5)
+
+
+def test_geometry_and_losses_stay_float32_under_autocast() -> None:
+    model = build(detector_config())
+    randomise(model)
+    data = model.data_preprocessor(batch(3, 2), True)
+    exact = model(**data, mode='loss')
+    seen = []
+    model.decoder.attention.in_proj.register_forward_hook(
+        lambda module, args, result: seen.append(result.dtype)
+    )
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        stages = model.decode(
+            data['inputs'], torch.tensor([[96.0, 64], [80, 60]])
+        )
+        losses = model(**data, mode='loss')
+    assert set(seen) == {torch.bfloat16}  # autocast was at work
+    for stage in stages:
+        assert stage.cls_logits.dtype == torch.float32
+        assert stage.bboxes.dtype == torch.float32
+        assert stage.xyzr.dtype == torch.float32
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        if name.startswith('s0.loss'):
+            torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0)
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'num_queries': 0}, 'num_queries=0: expected an integer of at least'),
+        ({'test_cfg': {'max_per_img': 0}}, 'test_cfg.max_per_img=0: expected'),
+        (
+            {
+                'decoder': {
+                    'type': 'AdaMixerDecoder',
+                    **decoder_config(strides=[4, 8, 16]),
+                }
+            },
+            r'decoder.strides=\[4, 8, 16\]: the neck has 4 levels '
+            r'\(neck.in_channels=\[8, 16, 32, 64\]\), expected one stride',
+        ),
+        (
+            {
+                'neck': {
+                    'type': 'SharedNormMapper',
+                    'in_channels': [8, 16, 32, 64],
+                    'out_channels': 64,
+                }
+            },
+            'neck.out_channels=64: expected decoder.embed_dims=32',
+        ),
+    ],
+)
+def test_wrong_settings(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(detector_config(**changes))
+
+
+def test_strides_of_another_pyramid() -> None:
+    config = {
+        'type': 'AdaMixerDecoder',
+        **decoder_config(strides=[8, 16, 32, 64]),
+    }
+    model = build(detector_config(decoder=config))
+    with pytest.raises(
+        ValueError,
+        match=r'decoder.strides\[0\]=8: level 0 of the neck is \(16, 24\) for '
+        r'an input of \(64, 96\), which is stride 4',
+    ):
+        losses_of(model, batch(1))
