@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks before a run: files that are missing, files that would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COCO_HELP = (
+    'get COCO 2017 with `mim download mmdet --dataset coco2017` or from '
+    'https://cocodataset.org, or name another folder in the config '
+    '(README, "Train on COCO")'
+)
+
+
+class UsageError(Exception):
+    """Something that the user can mend; its text is all that is shown."""
+
+
+def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
+    """Check that annotations and images of a loop are there.
+
+    Args:
+        cfg: The whole config.
+        loop: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UsageError: If an annotation file or image folder is missing; the text
+            says which setting named it.
+    """
+    key = f'{loop}_dataloader'
+    for dataset in _datasets((cfg.get(key) or {}).get('dataset') or {}):
+        if dataset.get('backend_args'):
+            continue  # not in the file system: the backend will tell
+        root = dataset.get('data_root') or ''
+        files = {'ann_file': dataset.get('ann_file') or ''}
+        for name, prefix in (dataset.get('data_prefix') or {}).items():
+            files[f'data_prefix.{name}'] = prefix
+        for name, file in files.items():
+            path = Path(root, file)
+            if file and '://' not in str(file) and not path.exists():
+                raise UsageError(
+                    f'{key}.dataset.{name}: {path} does not exist; {COCO_HELP}'
+                )
+
+
+def _datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A dataset's config, or those that it wraps."""
+    if 'dataset' in dataset:
+        yield from _datasets(dataset['dataset'])
+    elif 'datasets' in dataset:
+        for inner in dataset['datasets']:
+            yield from _datasets(inner)
+    else:
+        yield dataset
+
+
+def check_file(path: str, what: str) -> None:
+    """Check that a local file is there.
+
+    Args:
+        path: Path or URL; only paths are checked.
+        what: What the file is, for the error message.
+
+    Raises:
+        UsageError: If it is not there, or empty.
+    """
+    if '://' in path:
+        return
+    if not Path(path).is_file():
+        raise UsageError(f'{what}: {path} does not exist')
+    if not Path(path).stat().st_size:
+        raise UsageError(f'{what}: {path} is empty')
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Check that a new run overwrites no checkpoint.
+
+    Args:
+        work_dir: Folder that the run will write to.
+
+    Raises:
+        UsageError: If it holds checkpoints.
+    """
+    found = sorted(Path(work_dir).glob('*.pth'))
+    if found:
+        raise UsageError(
+            f'{work_dir} holds {len(found)} checkpoints of an earlier run '
+            f'({found[-1].name}): --resume goes on with it, --work-dir names '
+            'another folder, --overwrite writes over it'
+        )
+
+
+def check_output(path: str, option: str) -> None:
+    """Check that an output overwrites nothing.
+
+    Args:
+        path: File or folder to be written.
+        option: The option that named it.
+
+    Raises:
+        UsageError: If the file is there, or the folder holds something.
+    """
+    target = Path(path)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UsageError(
+            f'{option} {path}: is there already; name another, or add '
+            '--overwrite'
+        )

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Behind tools/train.py and tools/test.py: from arguments to a runner."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.distributed as dist
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from lors_det.engine.checks import (
+    UsageError,
+    check_dataset,
+    check_file,
+    check_output,
+    check_work_dir,
+)
+
+
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that training and testing share.
+
+    Args:
+        description: First line of the help text.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (work_dirs/CONFIG if not given)',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='write over what an earlier run left in the output folders',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. '
+        'model.decoder.num_stages=3 or key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    return parser
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/train.py.
+
+    Raises:
+        UsageError: If a file is missing, weights cannot be downloaded, or
+            something would be overwritten.
+    """
+    cfg = _load_config(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU, and torch finds none')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
+        # bfloat16 has float32's range: no loss scaling.
+        scale = 'dynamic' if args.amp == 'float16' else 1.0
+        cfg.optim_wrapper.setdefault('loss_scale', scale)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(
+                '--auto-scale-lr: the config has no '
+                'auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    elif not args.overwrite:
+        check_work_dir(cfg.work_dir)
+    for loop in ('train', 'val'):
+        check_dataset(cfg, loop)
+    if cfg.get('load_from'):
+        what = '--resume' if args.resume else 'load_from'
+        check_file(cfg.load_from, what)
+    runner = _build_runner(cfg)
+    try:
+        runner.train()
+    except URLError as error:
+        raise UsageError(
+            f'cannot download pretrained weights ({error.reason}): '
+            f'{_pretrained(cfg)}; where there is no network, fetch the file '
+            'elsewhere and give its path with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=PATH, or train from random '
+            'weights with model.backbone.init_cfg=None'
+        ) from error
+
+
+def test(args: argparse.Namespace) -> None:
+    """Test as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/test.py.
+
+    Raises:
+        UsageError: If a file is missing or would be overwritten.
+    """
+    cfg = _load_config(args)
+    check_file(args.checkpoint, 'CHECKPOINT')
+    check_dataset(cfg, 'test')
+    for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
+        if path and not args.overwrite:
+            check_output(path, option)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {args.out}: expected a name ending in .pkl')
+    cfg.load_from = args.checkpoint
+    if args.show_dir:
+        # An absolute path, or the hook puts it below the run's time stamp.
+        cfg.default_hooks.visualization.update(
+            draw=True, test_out_dir=str(Path(args.show_dir).resolve())
+        )
+    runner = _build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out)
+        )
+    runner.test()
+
+
+def _load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and what the command line changes of it."""
+    if not Path(args.config).is_file():
+        raise UsageError(f'CONFIG: {args.config} does not exist')
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    cfg.launcher = args.launcher
+    return cfg
+
+
+def _build_runner(cfg: Config) -> Runner:
+    """Build mmengine's runner; without a GPU, processes talk over gloo."""
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        if cfg.launcher != 'pytorch':
+            raise UsageError(
+                f'--launcher {cfg.launcher} needs GPUs, and torch finds none'
+            )
+        # mmengine's own start-up asks for a CUDA device.
+        dist.init_process_group('gloo')
+        cfg.model_wrapper_cfg = ConfigDict(
+            type='MMDistributedDataParallel', broadcast_buffers=False
+        )
+    return Runner.from_cfg(cfg)
+
+
+def _pretrained(cfg: Config) -> str:
+    """The weights that the config wants, for the error message."""
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+    checkpoint = init_cfg.get('checkpoint', 'unknown')
+    return f'model.backbone.init_cfg.checkpoint={checkpoint!r}'
