@@ -15,14 +15,12 @@ model = dict(
     ),
     neck=dict(in_channels=[24, 48, 96, 192], out_channels=128),
     decoder=dict(
-        num_stages=4,
+        num_stages=3,
         embed_dims=128,
-        in_points=36,
-        out_points=64,
+        in_points=16,
+        out_points=32,
         feedforward_channels=512,
-        stacks=dict(
-            mixing_kernels=dict(rank=8, num_param_groups=[1, 1, 2, 2])
-        ),
+        stacks=dict(mixing_kernels=dict(rank=8, num_param_groups=[1, 2, 3])),
     ),
 )
 
@@ -78,17 +76,17 @@ val_evaluator = dict(
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
-max_iters = 1200
+max_iters = 1000
 train_cfg = dict(
     _delete_=True,
     type='IterBasedTrainLoop',
     max_iters=max_iters,
     val_interval=max_iters,
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
+optim_wrapper = dict(optimizer=dict(lr=4e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', by_epoch=False, milestones=[960]),
+    dict(type='MultiStepLR', by_epoch=False, milestones=[800]),
 ]
 log_processor = dict(by_epoch=False)
 default_hooks = dict(

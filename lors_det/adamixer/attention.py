@@ -21,9 +21,9 @@ IOF_EPS = 1e-7
 class QueryAttention(nn.Module):
     """Self-attention of all stages: position-aware, IoF-biased.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.4, position-aware multi-head
-    self-attention. Query, key, value *and the residual* are the content plus
-    the position embedding.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector",
+    position-aware multi-head self-attention. Query, key, value *and the
+    residual* are the content plus the position embedding.
 
     Args:
         num_stages: Number of decoder stages.

@@ -24,8 +24,8 @@ class SetCriterion(nn.Module):
     queries (mean over processes). Where no image of the batch has a box, the
     divisor is 1 and the box losses are 0; the releases divide by zero.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.5; the loss of DETR and Sparse
-    R-CNN.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector"; the
+    set loss of DETR with the focal loss of Sparse R-CNN.
 
     Args:
         assigner: Config of the matcher (mmdet's ``HungarianAssigner``).

@@ -51,8 +51,9 @@ class StageOutput(NamedTuple):
 class AdaMixerDecoder(nn.Module):
     """Refine queries in N stages of the same architecture.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3; with ``stacks`` in the mode
-    ``lors`` it is the decoder of LORS (arXiv:2403.04303), Sec. 3.5.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector"; with
+    ``stacks`` in the mode ``lors`` it is the decoder of LORS
+    (arXiv:2403.04303).
 
     Args:
         num_classes: Number of classes.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Query positions (x, y, z, r): boxes, refinement, embedding, overlap.
 
-Source of everything here: AdaMixer (arXiv:2203.16507), Sec. 3.1 and 3.2.
+Source: AdaMixer (arXiv:2203.16507), "Object query definition" for the
+positions, "Overall AdaMixer detector" for embedding and overlap.
 A position is (x, y) of the box centre in pixels of the resized, un-padded
 image, z = log2(sqrt(w h)) and r = log2(h / w).
 """

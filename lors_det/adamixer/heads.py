@@ -16,7 +16,7 @@ PRIOR_PROBABILITY = 0.01
 class FeedForward(nn.Module):
     """Two linear layers with ReLU, residual and norm, of all stages.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.4.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector".
 
     Args:
         num_stages: Number of decoder stages.
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
 class Branch(nn.Module):
     """Some (linear, norm, ReLU) and a last linear layer, of all stages.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.4.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector".
 
     Args:
         num_stages: Number of decoder stages.
@@ -125,7 +125,7 @@ class Branch(nn.Module):
 class PredictionHeads(nn.Module):
     """Class logits and refinements of the positions, of all stages.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.4.
+    Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector".
 
     Args:
         num_stages: Number of decoder stages.

@@ -16,8 +16,8 @@ class AdaptiveMixing(nn.Module):
     The mixing matrices are generated from the query. Dense stacks make it
     AdaMixer's, stacks in the mode ``lors`` make it that of LORS.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.3, Eq. 6 to 9; LORS
-    (arXiv:2403.04303), Sec. 3.5.
+    Source: AdaMixer (arXiv:2203.16507), "Adaptive content decoding";
+    LORS (arXiv:2403.04303), its application to AdaMixer.
 
     Args:
         num_stages: Number of decoder stages.

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 class SharedNormMapper(nn.Module):
     """A 1x1 convolution per level, then one GroupNorm shared by all levels.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.2 (no top-down path), and its
-    release. mmdet's ``ChannelMapper`` has a norm per level and no bias before
-    it, which is another function. The norm's statistics include the padding
-    of a batch, so an image's result depends on what it is batched with, as in
-    the release.
+    Source: AdaMixer (arXiv:2203.16507), "Adaptive location sampling" (no
+    top-down path), and its release. mmdet's ``ChannelMapper`` has a norm per
+    level and no bias before it, which is another function. The norm's
+    statistics include the padding of a batch, so an image's result depends on
+    what it is batched with, as in the release.
 
     Args:
         in_channels: Channels of every level of the backbone.

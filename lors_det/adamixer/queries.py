@@ -13,8 +13,9 @@ from lors_det.adamixer.geometry import encode_boxes
 class InitialQueries(nn.Module):
     """A learnt table of contents; every position is the whole image.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.5. The release keeps the boxes
-    in a parameter that never gets a gradient; here they are a buffer.
+    Source: AdaMixer (arXiv:2203.16507), "Object query definition". The
+    release keeps the boxes in a parameter that never gets a gradient; here
+    they are a buffer.
 
     Args:
         num_queries: Number N of queries.

@@ -20,7 +20,8 @@ LEVEL_TAU = 2.0
 def level_weights(z: Tensor, strides: Sequence[int]) -> Tensor:
     """Softly assign points to pyramid levels by their scale.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.2, Eq. 4 and 5.
+    Source: AdaMixer (arXiv:2203.16507), "Adaptive location
+    sampling", level weights with tau = 2.
 
     Args:
         z: (...) log2 of a point's scale in pixels.
@@ -42,7 +43,8 @@ def sample_3d(
     Bilinear in a level with zeros outside the (padded) map and pixel centres
     at half-integers, then a weighted sum over the levels.
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.2.
+    Source: AdaMixer (arXiv:2203.16507), "Adaptive location
+    sampling", sampling in the 3D feature space.
 
     Args:
         feats: One (B, C, H_l, W_l) per level.
@@ -97,7 +99,8 @@ class AdaptiveSampling(nn.Module):
     A linear map of the content gives offsets in units of the query's box, so
     that a point is (x + dx w, y + dy h, z + dz).
 
-    Source: AdaMixer (arXiv:2203.16507), Sec. 3.2, Eq. 2 and 3.
+    Source: AdaMixer (arXiv:2203.16507), "Adaptive location
+    sampling".
 
     Args:
         num_stages: Number of decoder stages.

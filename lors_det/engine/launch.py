@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> None:
         UsageError: If a file is missing, weights cannot be downloaded, or
             something would be overwritten.
     """
-    cfg = _load_config(args)
+    cfg = _configure(args)
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs a GPU, and torch finds none')
@@ -102,6 +102,7 @@ def train(args: argparse.Namespace) -> None:
             'model.backbone.init_cfg.checkpoint=PATH, or train from random '
             'weights with model.backbone.init_cfg=None'
         ) from error
+    _leave()
 
 
 def test(args: argparse.Namespace) -> None:
@@ -113,7 +114,7 @@ def test(args: argparse.Namespace) -> None:
     Raises:
         UsageError: If a file is missing or would be overwritten.
     """
-    cfg = _load_config(args)
+    cfg = _configure(args)
     check_file(args.checkpoint, 'CHECKPOINT')
     check_dataset(cfg, 'test')
     for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
@@ -133,15 +134,34 @@ def test(args: argparse.Namespace) -> None:
             DumpDetResults(out_file_path=args.out)
         )
     runner.test()
+    _leave()
 
 
-def _load_config(args: argparse.Namespace) -> Config:
+def load_config(path: str) -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If it is not there, or one of its bases is not.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'CONFIG: {path} does not exist')
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise UsageError(f'CONFIG: {path}: {error}') from error
+
+
+def _configure(args: argparse.Namespace) -> Config:
     """Read the config file and what the command line changes of it."""
-    if not Path(args.config).is_file():
-        raise UsageError(f'CONFIG: {args.config} does not exist')
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f'--cfg-options: {error}') from error
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
@@ -160,9 +180,21 @@ def _build_runner(cfg: Config) -> Runner:
         # mmengine's own start-up asks for a CUDA device.
         dist.init_process_group('gloo')
         cfg.model_wrapper_cfg = ConfigDict(
-            type='MMDistributedDataParallel', broadcast_buffers=False
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None,
         )
     return Runner.from_cfg(cfg)
+
+
+def _leave() -> None:
+    """Leave the process group together.
+
+    Over gloo, a process that is still reading when another one exits aborts.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _pretrained(cfg: Config) -> str:

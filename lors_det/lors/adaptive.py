@@ -25,8 +25,8 @@ class AdaptiveStack(Stack):
     Each of G groups has matrices of its own. All generators start with zero
     weights, so the first matrices depend on their biases alone.
 
-    Source: LORS (arXiv:2403.04303), Sec. 3.4, adaptive low-rank residual
-    structure (LORS-A); initial values as in the LORS and AdaMixer releases.
+    Source: LORS (arXiv:2403.04303), adaptive low-rank residual structure
+    (LORS-A); initial values as in the LORS and AdaMixer releases.
 
     Args:
         num_layers: Depth N.

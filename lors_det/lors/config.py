@@ -19,8 +19,8 @@ MODES = {
 class StackConfig:
     """How the weights of one stack of layers are made.
 
-    Source: LORS (arXiv:2403.04303), Sec. 3; the modes other than ``lors`` are
-    its ablations and its baseline.
+    Source: LORS (arXiv:2403.04303); the modes other than ``lors`` are what it
+    is compared with there.
 
     Args:
         mode: One of ``dense``, ``shared``, ``private``, ``lors``.

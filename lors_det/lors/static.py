@@ -22,8 +22,8 @@ class StackedLinear(Stack):
     terms of a layer are stored as one term of rank K r, which is the same
     matrix.
 
-    Source: LORS (arXiv:2403.04303), Sec. 3.3, static low-rank residual
-    structure (LORS-T).
+    Source: LORS (arXiv:2403.04303), static low-rank residual structure
+    (LORS-T).
 
     Args:
         num_layers: Depth N.

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command lines, end to end, on a few of the embedded images."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+# A detector and a schedule that take seconds.
+SMALL = [
+    'model.num_queries=8',
+    'model.backbone.base_channels=8',
+    'model.backbone.stem_channels=8',
+    'model.neck.in_channels=[8,16,32,64]',
+    'model.neck.out_channels=32',
+    'model.decoder.embed_dims=32',
+    'model.decoder.feedforward_channels=16',
+    'model.decoder.in_points=4',
+    'model.decoder.out_points=4',
+    'model.decoder.stacks.mixing_kernels.rank=2',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'train_cfg.max_iters=4',
+    'train_cfg.val_interval=4',
+    'default_hooks.checkpoint.interval=2',
+    'default_hooks.logger.interval=1',
+]
+
+
+def run(*command: str | Path, expect: int = 0, **env: str) -> str:
+    """Run a command from the repository's root; its output."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHON': sys.executable, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == expect, result.stdout[-4000:]
+    return result.stdout
+
+
+def run_train(
+    *arguments: str | Path, options: tuple = (), **kwargs: int
+) -> str:
+    return run(
+        sys.executable, 'tools/train.py', CONFIG, *arguments,
+        '--cfg-options', *SMALL, *options, **kwargs,
+    )  # fmt: skip
+
+
+def run_test(
+    *arguments: str | Path, options: tuple = (), **kwargs: int
+) -> str:
+    return run(
+        sys.executable, 'tools/test.py', CONFIG, *arguments,
+        '--cfg-options', *SMALL, *options, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of four iterations, and what it printed."""
+    work_dir = tmp_path_factory.mktemp('run')
+    return work_dir, run_train('--work-dir', work_dir)
+
+
+@pytest.mark.slow
+def test_training(trained: tuple[Path, str]) -> None:
+    work_dir, output = trained
+    assert re.search(r'Iter\(train\) \[4/4\].*eta: .*s2.loss_iou', output)
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in output
+    assert 'memorised/bbox_mAP:' in output
+    assert {p.name for p in work_dir.glob('*.pth')} == {
+        'iter_2.pth',
+        'iter_4.pth',
+    }
+
+
+@pytest.mark.slow
+def test_a_checkpoint_stores_every_tensor_once(
+    trained: tuple[Path, str],
+) -> None:
+    path = trained[0] / 'iter_4.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    state = checkpoint['state_dict']
+    assert len({x.data_ptr() for x in state.values()}) == len(state)
+    # Weights, and two moments of AdamW for those that are trained.
+    payload = sum(x.numel() * x.element_size() for x in state.values())
+    moments = sum(
+        x.numel() * x.element_size()
+        for slot in checkpoint['optimizer']['state'].values()
+        for x in slot.values()
+    )
+    tensors = 4 * len(state)
+    size = path.stat().st_size
+    assert payload + moments < size < payload + moments + 1000 * tensors
+
+
+@pytest.mark.slow
+def test_resuming(trained: tuple[Path, str], tmp_path: Path) -> None:
+    first = trained[0] / 'iter_2.pth'
+    output = run_train('--work-dir', tmp_path, '--resume', first)
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert 'Iter(train) [3/4]' in output
+    assert 'Iter(train) [1/4]' not in output
+    # Without a name, the latest of the work directory.
+    output = run_train(
+        '--work-dir', tmp_path, '--resume', options=('train_cfg.max_iters=5',)
+    )
+    assert 'resumed epoch: 0, iter: 4' in output
+
+
+@pytest.mark.slow
+def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
+    out, show = tmp_path / 'detections.pkl', tmp_path / 'pictures'
+    arguments = (
+        trained[0] / 'iter_4.pth', '--work-dir', tmp_path / 'work',
+        '--out', out, '--show-dir', show,
+    )  # fmt: skip
+    output = run_test(*arguments)
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in output
+    detections = pickle.loads(out.read_bytes())
+    assert len(detections) == len(list(show.glob('*.jpg'))) == 19
+    assert detections[0]['pred_instances']['bboxes'].shape == (8, 4)
+    # Nothing is written over without being asked for.
+    output = run_test(*arguments, expect=1)
+    assert output.splitlines()[-1] == (
+        f'error: --out {out}: is there already; name another, or add '
+        '--overwrite'
+    )
+    run_test(*arguments, '--overwrite')
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """Train and test through the shell launchers; no GPU: on gloo."""
+    output = run(
+        'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
+        '--cfg-options', *SMALL, PORT='29511',
+    )  # fmt: skip
+    assert re.search(r'Distributed launcher: pytorch', output)
+    assert 'GPU number: 2' in output
+    assert 'Iter(train) [4/4]' in output
+    two = run(
+        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_4.pth', '2',
+        '--work-dir', tmp_path, '--cfg-options', *SMALL, PORT='29512',
+    )  # fmt: skip
+    one = run_test(tmp_path / 'iter_4.pth', '--work-dir', tmp_path)
+    pattern = r'bbox_mAP_copypaste: (.*)'
+    assert re.findall(pattern, two) == re.findall(pattern, one) != []
+
+
+@pytest.mark.slow
+def test_inferencer(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """mmdet's own inference on an image file, from a config and weights."""
+    from mmdet.apis import DetInferencer
+    from mmengine.config import Config, DictAction
+
+    cfg = Config.fromfile(ROOT / CONFIG)
+    cfg.merge_from_dict(
+        {
+            key: DictAction._parse_iterable(value)
+            for key, value in (option.split('=') for option in SMALL)
+        }
+    )
+    config = tmp_path / 'config.py'
+    cfg.dump(config)
+    inferencer = DetInferencer(
+        str(config), str(trained[0] / 'iter_4.pth'), device='cpu'
+    )
+    image = next((ROOT / 'demo/coco_tiny/images').glob('*.jpg'))
+    result = inferencer(str(image), out_dir=str(tmp_path), no_save_pred=False)
+    (prediction,) = result['predictions']
+    assert len(prediction['bboxes']) == len(prediction['scores']) == 8
+    assert (tmp_path / 'vis' / image.name).is_file()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_depth_or_rank(
+    trained: tuple[Path, str],
+) -> None:
+    checkpoint = trained[0] / 'iter_4.pth'
+    output = run_test(
+        checkpoint, '--work-dir', trained[0] / 'other', expect=1,
+        options=('model.decoder.stacks.mixing_kernels.rank=3',),
+    )  # fmt: skip
+    assert output.splitlines()[-1].startswith(
+        'ValueError: decoder.stacks.mixing_kernels: the checkpoint '
+        "(decoder.mixing.channel.*) holds mode 'lors', 3 layers, ranks "
+        "{0: '1 x 2', 1: '2 x 2', 2: '3 x 2'}; the model was built with"
+    )
+    output = run_test(
+        checkpoint, '--work-dir', trained[0] / 'other', expect=1,
+        options=(
+            'model.decoder.num_stages=2',
+            'model.decoder.stacks.mixing_kernels.num_param_groups=1',
+        ),
+    )  # fmt: skip
+    assert (
+        "3 layers; the model was built with mode 'dense', 2 layers"
+        in (output.splitlines()[-1])
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        (
+            ['tools/train.py', 'configs/lors/lors-adamixer_r50_1x_coco.py'],
+            'error: train_dataloader.dataset.ann_file: data/coco/annotations/'
+            'instances_train2017.json does not exist; get COCO 2017 with ',
+        ),
+        (
+            ['tools/train.py', 'configs/none.py'],
+            'error: CONFIG: configs/none.py does not exist',
+        ),
+        (
+            ['tools/test.py', CONFIG, 'none.pth'],
+            'error: CHECKPOINT: none.pth does not exist',
+        ),
+        (
+            ['tools/test.py', CONFIG, 'lors_det/py.typed'],
+            'error: CHECKPOINT: lors_det/py.typed is empty',
+        ),
+        (
+            ['tools/train.py', CONFIG, '--resume', 'none.pth'],
+            'error: --resume: none.pth does not exist',
+        ),
+        (
+            [
+                'tools/train.py', CONFIG, '--work-dir', '{tmp}',
+                '--cfg-options', *SMALL,
+                'model.backbone.init_cfg._delete_=True',
+                'model.backbone.init_cfg.type=Pretrained',
+                # nobody listens there
+                'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/r18.pth',
+            ],
+            'error: cannot download pretrained weights ([Errno 111] '
+            'Connection refused): model.backbone.init_cfg.checkpoint='
+            "'http://127.0.0.1:9/r18.pth'; where there is no network,",
+        ),
+        (
+            [
+                'tools/train.py', CONFIG,
+                '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
+            ],
+            "error: --cfg-options: init_cfg={'type': 'Pretrained'} in child",
+        ),
+        (
+            ['tools/model_report.py', 'configs/none.py'],
+            'error: CONFIG: configs/none.py does not exist',
+        ),
+    ],
+)  # fmt: skip
+def test_one_clear_line(
+    command: list[str], message: str, tmp_path: Path
+) -> None:
+    command = [part.replace('{tmp}', str(tmp_path)) for part in command]
+    output = run(sys.executable, *command, expect=1)
+    assert 'Traceback' not in output
+    assert output.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.slow
+def test_an_earlier_run_is_not_overwritten(trained: tuple[Path, str]) -> None:
+    work_dir = trained[0]
+    before = (work_dir / 'iter_4.pth').stat().st_mtime_ns
+    output = run_train('--work-dir', work_dir, expect=1)
+    assert output.splitlines()[-1].startswith(
+        f'error: {work_dir} holds 2 checkpoints of an earlier run (iter_4.pth)'
+    )
+    assert (work_dir / 'iter_4.pth').stat().st_mtime_ns == before
