@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
@@ -204,7 +202,7 @@ class AdaMixer(BaseDetector):
         return last.cls_logits, last.bboxes
 
 
-def sizes_of(batch_inputs: Tensor, samples: Any) -> Tensor:
+def sizes_of(batch_inputs: Tensor, samples: OptSampleList) -> Tensor:
     """Width and height of the images of a batch, without their padding.
 
     Args:
