@@ -4,8 +4,12 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-DEMO := configs/demo/lors-adamixer_r18_coco-tiny
+DEMO := configs/demo/lors-adamixer_r18_coco-tiny.py
 OUT := work_dirs/demo
+HELD_OUT := \
+	test_dataloader.dataset.ann_file=annotations/instances_val.json \
+	test_evaluator.ann_file=demo/coco_tiny/annotations/instances_val.json \
+	test_evaluator.prefix=held-out
 
 .PHONY: install style quality test demo
 
@@ -32,12 +36,13 @@ test: quality
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 demo: $(INSTALLED)
-	$(PY) tools/train.py $(DEMO).py --work-dir $(OUT) --overwrite
+	$(PY) tools/train.py $(DEMO) --work-dir $(OUT) --overwrite
 	@echo "== The 19 images it was trained on: what it memorised =="
-	$(PY) tools/test.py $(DEMO).py $$(cat $(OUT)/last_checkpoint) --work-dir $(OUT)/memorised \
+	$(PY) tools/test.py $(DEMO) $$(cat $(OUT)/last_checkpoint) --work-dir $(OUT)/memorised \
 		--show-dir $(OUT)/memorised/images --overwrite
 	@echo "== 22 images it has not seen: far too little training for these =="
-	$(PY) tools/test.py $(DEMO)_held-out.py $$(cat $(OUT)/last_checkpoint) \
-		--work-dir $(OUT)/held-out --show-dir $(OUT)/held-out/images --overwrite
-	$(PY) tools/model_report.py $(DEMO).py
+	$(PY) tools/test.py $(DEMO) $$(cat $(OUT)/last_checkpoint) \
+		--work-dir $(OUT)/held-out --show-dir $(OUT)/held-out/images \
+		--overwrite --cfg-options $(HELD_OUT)
+	$(PY) tools/model_report.py $(DEMO)
 	@echo "Pictures: $(OUT)/memorised/images and $(OUT)/held-out/images"

@@ -1,7 +1,12 @@
 # A small LORS-AdaMixer, from random weights, on the 19 images of the train
 # part of demo/coco_tiny. It memorises them: that shows that everything works,
 # not how good it is.
-_base_ = '../lors/lors-adamixer_r50_1x_coco.py'
+_base_ = [
+    '../_base_/models/lors-adamixer_r50.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/default_runtime.py',
+]
 
 model = dict(
     num_queries=40,
@@ -20,7 +25,7 @@ model = dict(
         in_points=16,
         out_points=32,
         feedforward_channels=512,
-        stacks=dict(mixing_kernels=dict(rank=8, num_param_groups=[1, 2, 3])),
+        stacks=dict(mixing_kernels=dict(rank=8)),
     ),
 )
 

@@ -1,14 +1,6 @@
-_base_ = '../adamixer/adamixer_r50_1x_coco.py'
-
-model = dict(
-    decoder=dict(
-        num_groups=2,
-        in_points=64,
-        stacks=dict(
-            mixing_kernels=dict(
-                mode='lors', rank=16, num_param_groups=[1, 1, 2, 2, 3, 3]
-            ),
-            mixing_out_proj=dict(mode='lors', rank=8),
-        ),
-    ),
-)
+_base_ = [
+    '../_base_/models/lors-adamixer_r50.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/default_runtime.py',
+]

@@ -30,8 +30,13 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
     """
     model_cfg = copy.deepcopy(model_cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        with torch.device('meta'):
-            return MODELS.build(model_cfg)
+        try:
+            with torch.device('meta'):
+                return MODELS.build(model_cfg)
+        except RuntimeError:
+            # Some backbones compute with numbers while they are built (the
+            # drop path rates of Swin), and the meta device has none.
+            return MODELS.build(model_cfg).to('meta')
 
 
 def dense_twin(model_cfg: Mapping[str, Any]) -> Mapping[str, Any]:

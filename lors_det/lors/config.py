@@ -15,6 +15,30 @@ MODES = {
 }
 
 
+def rising(num_layers: int) -> list[int]:
+    """The paper's schedule of K for any depth: 1, 2 and 3 in equal thirds.
+
+    Layer i of N, from 0, has ``K_i = 1 + floor(3 i / N)``: (1, 1, 2, 2, 3, 3)
+    for six layers, (1, 2, 3) for three, (1,) for one.
+
+    Source: LORS (arXiv:2403.04303), its default for AdaMixer's six stages;
+    other depths are this project's continuation.
+
+    Args:
+        num_layers: Depth N.
+
+    Returns:
+        N numbers from 1 to 3.
+    """
+    return [1 + 3 * i // num_layers for i in range(num_layers)]
+
+
+SCHEDULES = {
+    'rising': rising,
+    'falling': lambda num_layers: rising(num_layers)[::-1],
+}
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """How the weights of one stack of layers are made.
@@ -28,12 +52,13 @@ class StackConfig:
             in the modes ``private`` and ``lors`` only. 0 leaves the private
             part out.
         num_param_groups: Number K of low-rank terms that are summed; one
-            value, or one per layer. Read where ``rank`` is read.
+            value, one per layer, or the name of a schedule (`SCHEDULES`).
+            Read where ``rank`` is read.
     """
 
     mode: str = 'dense'
     rank: int | Sequence[int] = 0
-    num_param_groups: int | Sequence[int] = 1
+    num_param_groups: int | Sequence[int] | str = 1
 
     @classmethod
     def parse(cls, config: object, key: str) -> StackConfig:
@@ -109,9 +134,16 @@ class StackConfig:
         ranks = per_layer(
             self.rank, num_layers, f'{key}.rank', lowest, max_rank
         )
-        groups = per_layer(
-            self.num_param_groups, num_layers, f'{key}.num_param_groups', 1
-        )
+        groups = self.num_param_groups
+        group_key = f'{key}.num_param_groups'
+        if isinstance(groups, str):
+            if groups not in SCHEDULES:
+                raise ValueError(
+                    f'{group_key}={groups!r}: expected an integer, a list, or '
+                    f'one of {sorted(SCHEDULES)}'
+                )
+            groups = SCHEDULES[groups](num_layers)
+        groups = per_layer(groups, num_layers, group_key, 1)
         return [
             (k, r) if r else (0, 0) for k, r in zip(groups, ranks, strict=True)
         ]

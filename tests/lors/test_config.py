@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from lors_det.lors import AdaptiveStack, StackedLinear
-from lors_det.lors.config import check_at_least, per_layer
+from lors_det.lors.config import check_at_least, per_layer, rising
 
 
 def test_a_scalar_broadcasts_and_a_list_stays() -> None:
@@ -93,3 +93,32 @@ def test_sizes_are_positive(value: int) -> None:
         StackedLinear(value, 10, 8)
     with pytest.raises(TypeError, match='rows=True'):
         check_at_least(1, rows=True)
+
+
+@pytest.mark.parametrize(
+    ('depth', 'schedule'),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (3, [1, 2, 3]),
+        (4, [1, 1, 2, 3]),
+        (6, [1, 1, 2, 2, 3, 3]),
+        (9, [1, 1, 1, 2, 2, 2, 3, 3, 3]),
+    ],
+)
+def test_schedules_of_any_depth(depth: int, schedule: list[int]) -> None:
+    assert rising(depth) == schedule
+    for name, expected in (('rising', schedule), ('falling', schedule[::-1])):
+        config = {'mode': 'lors', 'rank': 2, 'num_param_groups': name}
+        stack = AdaptiveStack(depth, 16, 2, 8, 8, config)
+        assert stack.sizes == [(k, 2) for k in expected]
+
+
+def test_unknown_schedule() -> None:
+    config = {'mode': 'lors', 'rank': 2, 'num_param_groups': 'up'}
+    with pytest.raises(
+        ValueError,
+        match=r"x.num_param_groups='up': expected an integer, a list, or one "
+        r"of \['falling', 'rising'\]",
+    ):
+        StackedLinear(3, 8, 8, config, key='x')

@@ -1,0 +1,10 @@
+_base_ = [
+    '../../_base_/models/lors-adamixer_r50.py',
+    '../../_base_/datasets/coco_detection.py',
+    '../../_base_/schedules/adamw_1x.py',
+    '../../_base_/default_runtime.py',
+]
+
+model = dict(decoder=dict(stacks=dict(
+    attention=dict(mode='lors', rank=8), offsets=dict(mode='lors', rank=8),
+    ffn=dict(mode='lors', rank=8))))  # fmt: skip

@@ -1,0 +1,8 @@
+_base_ = [
+    '../../_base_/models/lors-adamixer_r50.py',
+    '../../_base_/datasets/coco_detection.py',
+    '../../_base_/schedules/adamw_1x.py',
+    '../../_base_/default_runtime.py',
+]
+
+model = dict(decoder=dict(num_stages=1))
