@@ -61,6 +61,7 @@ setup(
         'onedl-mmcv>=2.3.6,<2.4',
         'onedl-mmdetection>=3.5,<3.6',
         'pycocotools>=2.0.8',
+        'safetensors>=0.4',
     ],
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

@@ -1,305 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equal to the official releases, number for number."""
+"""Equal to the official releases, number for number.
+
+Every recorded file of ``tests/golden``, or of the directory that the
+environment variable ``LORS_DET_GOLDEN`` names, is compared in float32 and
+float64. Its kind is the beginning of its name, all sizes are in its sidecar.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import golden_decoders
+import golden_detectors
+import golden_modules
 import pytest
 import torch
-from golden_files import (
-    PRECISIONS,
-    Golden,
-    assert_all_close,
-    golden_files,
-    relative_error,
-)
-from torch import Tensor, nn
+from golden_files import BOUNDS, Check, Golden, dtype_name, golden_files
 
-from lors_det.adamixer.attention import (
-    IOF_EPS,
-    QueryAttention,
-)
-from lors_det.adamixer.geometry import (
-    decode_xyzr,
-    intersection_over_foreground,
-    position_embedding,
-    refine_xyzr,
-)
-from lors_det.adamixer.heads import FeedForward, PredictionHeads
-from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.sampling import (
-    AdaptiveSampling,
-    level_weights,
-    sample_3d,
-)
-from lors_det.convert.official import (
-    DecoderLayout,
-    Pair,
-    decoder_pairs,
-    from_official,
-    to_official,
-)
+#: What is compared, by how the names of the files begin.
+CHECKS: dict[str, list[Check]] = {
+    'sampling': [golden_modules.sampling],
+    'adaptive_sampling': [
+        golden_modules.adaptive_sampling,
+        golden_modules.initial_grid,
+    ],
+    'mixing_dense': [golden_modules.mixing_dense],
+    'mixing_lors': [golden_modules.mixing_lors],
+    'stage_attention': [golden_modules.stage_attention],
+    'decoder_': [
+        golden_decoders.decoder_outputs,
+        golden_decoders.decoder_losses,
+    ],
+    'detector_': [
+        golden_detectors.detector_inputs,
+        golden_detectors.detector_outputs,
+        golden_detectors.detector_losses,
+        golden_detectors.detector_conversion,
+    ],
+}
 
 
-def each_precision(*kinds: str) -> pytest.MarkDecorator:
-    """Every recorded file of some kinds, in float32 and float64."""
-    return pytest.mark.parametrize(
-        ('path', 'precision'),
-        [
-            pytest.param(path, p, id=f'{path.stem}-{str(p[0])[6:]}')
-            for path in golden_files(*kinds)
-            for p in PRECISIONS
-        ],
-    )
+def checks() -> list[tuple[Path, Check]]:
+    """All files with what is compared of them."""
+    return [
+        (path, check)
+        for path in golden_files()
+        for kind, checks_of_kind in CHECKS.items()
+        for check in checks_of_kind
+        if path.stem.startswith(kind)
+    ]
 
 
-class Recorded(nn.Module):
-    """Modules that load official tensors and give official gradients.
-
-    Args:
-        pairs: What is what, for tensors of a whole detector.
-        prefix: Where in a detector's names the recorded module sits.
-        steps: The modules, by their name in our decoder.
-    """
-
-    def __init__(
-        self, pairs: list[Pair], prefix: str, **steps: nn.Module
-    ) -> None:
-        super().__init__()
-        self.pairs = pairs
-        self.prefix = prefix
-        self.decoder = nn.ModuleDict(steps)
-
-    def load_official(self, state: dict[str, Tensor]) -> None:
-        state = {self.prefix + name: x for name, x in state.items()}
-        ours = from_official(state, iter(self.pairs))
-        missing, unexpected = self.load_state_dict(ours, strict=False)
-        assert not unexpected
-        untouched = {'decoder.mixing.norm.0.weight'}
-        untouched.add('decoder.mixing.norm.0.bias')
-        assert set(missing) <= untouched, missing
-
-    def official_gradients(self) -> dict[str, Tensor]:
-        ours = {
-            name: parameter.grad
-            for name, parameter in self.named_parameters()
-            if parameter.grad is not None
-        }
-        theirs = to_official(ours, iter(self.pairs))
-        return {k.removeprefix(self.prefix): v for k, v in theirs.items()}
-
-
-def layout_of(config: dict, lors: bool, num_stages: int) -> DecoderLayout:
-    dim = config.get('in_dim') or config.get('content_dim')
-    return DecoderLayout(
-        num_stages=num_stages,
-        num_groups=config['n_groups'],
-        width=dim // config['n_groups'],
-        in_points=config['in_points'],
-        out_points=config.get('out_points', 1),
-        lors=lors,
-    )
-
-
-def check_scalar(golden: Golden, outputs: dict[str, Tensor]) -> Tensor:
-    """The recorded scalar, which all gradients are gradients of."""
-    weights = golden.section('in/loss_weight/')
-    return sum((outputs[name] * w).sum() for name, w in weights.items())
-
-
-@each_precision('sampling')
-def test_sampling(path: Path, precision: tuple) -> None:
-    dtype, tolerance, grad_tolerance = precision
-    golden = Golden.load(path, dtype)
-    config = golden.config
-    feats = golden.levels()
-    recorded = golden['in/sample_points'].requires_grad_()
-    points = recorded.squeeze(2).unflatten(2, (config['n_groups'], -1))
-
-    sampled = sample_3d(feats, points, config['featmap_strides'])
-    weights = level_weights(recorded[..., 2], config['featmap_strides'])
-
-    assert_all_close(
-        {'sampled': sampled, 'level_weight': weights},
-        {k: golden[f'out/{k}'] for k in ('sampled', 'level_weight')},
-        tolerance,
-    )
-    check_scalar(golden, {'sampled': sampled}).backward()
-    found = {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}
-    found['in/sample_points'] = recorded.grad
-    assert_all_close(found, golden.section('grad/'), grad_tolerance)
-
-
-@each_precision('adaptive_sampling')
-def test_adaptive_sampling(path: Path, precision: tuple) -> None:
-    dtype, tolerance, grad_tolerance = precision
-    golden = Golden.load(path, dtype)
-    config = golden.config
-    module = AdaptiveSampling(
-        1,
-        config['content_dim'],
-        config['n_groups'],
-        config['in_points'],
-        config['featmap_strides'],
-    )
-    pairs = list(decoder_pairs(layout_of(config, True, 1)))
-    model = Recorded(
-        pairs, 'roi_head.bbox_head.0.sampling.', sampling=module
-    ).to(dtype)
-    model.load_official(golden.section('state/'))
-    feats = golden.levels()
-    xyzr = golden['in/query_xyzr'].requires_grad_()
-    content = golden['in/query_content'].requires_grad_()
-
-    found = {
-        'sampled': module(feats, content, xyzr, 0),
-        'offset': module.offsets(content, 0),
-        'sample_points': module.points(content, xyzr, 0).flatten(2, 3)[
-            :, :, None
-        ],
-    }
-    expected = {name: golden[f'out/{name}'] for name in found}
-    assert_all_close(found, expected, tolerance)
-
-    check_scalar(golden, found).backward()
-    gradients = {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}
-    gradients['in/query_xyzr'] = xyzr.grad
-    gradients['in/query_content'] = content.grad
-    gradients.update(model.official_gradients())
-    assert_all_close(gradients, golden.section('grad/'), grad_tolerance)
-
-
-@pytest.mark.parametrize('path', golden_files('adaptive_sampling'))
-def test_sampling_initial_grid(path: Path) -> None:
-    golden = Golden.load(path, torch.float32)
-    config = golden.config
-    for name, bias in golden.section('init/').items():
-        in_points = int(name.split('/')[0].removeprefix('in_points'))
-        module = AdaptiveSampling(
-            2,
-            config['content_dim'],
-            config['n_groups'],
-            in_points,
-            config['featmap_strides'],
+@pytest.mark.parametrize(
+    ('path', 'check', 'dtype'),
+    [
+        pytest.param(
+            path,
+            check,
+            dtype,
+            id=f'{path.stem}-{check.__name__}-{dtype_name(dtype)}',
         )
-        for stage in range(2):
-            assert relative_error(module.offsets.bias[stage], bias) < 1e-6
-            assert not module.offsets.weight(stage).any()
-
-
-@each_precision('mixing_dense*')
-def test_mixing_dense(path: Path, precision: tuple) -> None:
-    dtype, tolerance, grad_tolerance = precision
+        for path, check in checks()
+        for dtype in BOUNDS
+    ],
+)
+def test_golden(path: Path, check: Check, dtype: torch.dtype) -> None:
     golden = Golden.load(path, dtype)
-    config = golden.config
-    module = AdaptiveMixing(
-        1,
-        config['query_dim'],
-        config['n_groups'],
-        config['in_points'],
-        config['out_points'],
-    )
-    prefix = 'roi_head.bbox_head.0.sampling_n_mixing.adaptive_mixing.'
-    pairs = list(decoder_pairs(layout_of(config, False, 1)))
-    model = Recorded(pairs, prefix, mixing=module).to(dtype)
-    model.load_official(golden.section('state/'))
-    x = golden['in/x'].requires_grad_()
-    query = golden['in/query'].requires_grad_()
-
-    found = {'out': query + module.mix(x, query, 0)}
-    assert_all_close(found, {'out': golden['out/out']}, tolerance)
-    check_scalar(golden, found).backward()
-    gradients = {'in/x': x.grad, 'in/query': query.grad}
-    gradients.update(model.official_gradients())
-    assert_all_close(gradients, golden.section('grad/'), grad_tolerance)
+    for comparison in check(golden):
+        comparison.check(golden.bounds())
 
 
-@each_precision('mixing_lors*')
-def test_mixing_lors(path: Path, precision: tuple) -> None:
-    dtype, tolerance, grad_tolerance = precision
-    golden = Golden.load(path, dtype)
-    config = golden.config
-    num_stages = config['num_stages']
-    module = AdaptiveMixing(
-        num_stages,
-        config['query_dim'],
-        config['n_groups'],
-        config['in_points'],
-        config['out_points'],
-        kernels={
-            'mode': 'lors',
-            'rank': config['kernel_sizes'],
-            'num_param_groups': config['kernel_groups'],
-        },
-        out_proj={'mode': 'lors', 'rank': config['mix_out_proj_ranks']},
-    )
-    pairs = list(decoder_pairs(layout_of(config, True, num_stages)))
-    model = Recorded(pairs, 'roi_head.adaptive_mixing.', mixing=module)
-    model = model.to(dtype)
-    model.load_official(golden.section('state/'))
-    x = golden['in/x'].requires_grad_()
-    query = golden['in/query'].requires_grad_()
-
-    found = {
-        f'stage{stage}': module(x, query, stage) for stage in range(num_stages)
-    }
-    expected = {name: golden[f'out/{name}'] for name in found}
-    assert_all_close(found, expected, tolerance)
-    check_scalar(golden, found).backward()
-    gradients = {'in/x': x.grad, 'in/query': query.grad}
-    gradients.update(model.official_gradients())
-    assert_all_close(gradients, golden.section('grad/'), grad_tolerance)
-
-
-@each_precision('stage_attention')
-def test_stage_attention(path: Path, precision: tuple) -> None:
-    dtype, tolerance, grad_tolerance = precision
-    golden = Golden.load(path, dtype)
-    config = golden.config
-    dim = config['content_dim']
-    attention = QueryAttention(1, dim, config['num_heads'])
-    ffn = FeedForward(1, dim, config['feedforward_channels'])
-    heads = PredictionHeads(1, dim, config['num_classes'], 1, 1)
-    sampling = AdaptiveSampling(
-        1, dim, config['n_groups'], config['in_points'], (4, 8, 16, 32)
-    )
-    model = Recorded(
-        list(decoder_pairs(layout_of(config, True, 1))),
-        'roi_head.bbox_head.0.',
-        attention=attention,
-        sampling=sampling,
-        ffn=ffn,
-        heads=heads,
-    ).to(dtype)
-    model.load_official(golden.section('state/'))
-    inputs = {
-        name: golden[f'in/{name}'].requires_grad_()
-        for name in ('query_xyzr', 'query_content', 'mixed_content')
-    }
-    xyzr = inputs['query_xyzr']
-
-    boxes = decode_xyzr(xyzr)
-    iof = intersection_over_foreground(boxes)
-    content = ffn(inputs['mixed_content'], 0)
-    cls_score, delta = heads(content, 0)
-    refined = refine_xyzr(xyzr, delta)
-    found = {
-        'decoded_boxes_in': boxes,
-        'position_embedding': position_embedding(xyzr, dim),
-        'iof': iof,
-        'log_iof': (iof + IOF_EPS).log(),
-        'attended_content': attention(inputs['query_content'], xyzr, 0),
-        'cls_score': cls_score,
-        'delta_xyzr': delta,
-        'content_out': content,
-        'new_xyzr': refined,
-        'new_boxes': decode_xyzr(refined),
-    }
-    expected = {name: golden[f'out/{name}'] for name in found}
-    assert_all_close(found, expected, tolerance)
-
-    check_scalar(golden, found).backward()
-    gradients = {f'in/{name}': x.grad for name, x in inputs.items()}
-    gradients.update(model.official_gradients())
-    assert_all_close(gradients, golden.section('grad/'), grad_tolerance)
+def test_there_is_something_to_compare() -> None:
+    assert checks()

@@ -50,13 +50,12 @@ def test_lors_is_pure_torch() -> None:
 
 
 def test_layers_import_downwards_only() -> None:
-    layers = ['compat', 'lors', 'adamixer', 'convert', 'engine']
     allowed = {
         'compat': set(),
         'lors': set(),
         'adamixer': {'lors'},
-        'convert': {'lors', 'adamixer'},
-        'engine': set(layers),
+        'engine': {'lors', 'adamixer'},
+        'convert': {'lors', 'adamixer', 'engine'},
     }
     for path in (ROOT / 'lors_det').rglob('*.py'):
         layer = path.relative_to(ROOT / 'lors_det').parts[0]
@@ -123,7 +122,8 @@ def test_documents_name_real_files(document: str) -> None:
     """Links, and paths inside code, lead somewhere."""
     text = (ROOT / document).read_text()
     folder = (ROOT / document).parent
-    links = re.findall(r'\]\((?!http|#)([^)#]+)', text)
+    prose = re.sub(r'`[^`]*`', '', text)  # `dense[i](q)` is no link
+    links = re.findall(r'\]\((?!http|#)([^)#]+)', prose)
     links += re.findall(r'<img src="(?!http)([^"]+)"', text)
     for link in links:
         assert (folder / link).exists(), link

@@ -111,6 +111,9 @@ def from_official(
     for pair in pairs:
         if pair.official in state:
             parts = pair.split(state[pair.official])
+            # Copies: parts that share memory could not be saved on their own.
+            if len(parts) > 1:
+                parts = tuple(part.clone() for part in parts)
             ours.update(zip(pair.ours, parts, strict=True))
     return ours
 

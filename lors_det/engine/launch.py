@@ -20,6 +20,7 @@ from lors_det.engine.checks import (
     check_output,
     check_work_dir,
 )
+from lors_det.engine.safe_load import install
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:
@@ -46,6 +47,11 @@ def common_parser(description: str) -> argparse.ArgumentParser:
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. '
         'model.decoder.num_stages=3 or key="[a,b]"',
+    )
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let checkpoints run code while they are loaded, as a pickle can',
     )
     parser.add_argument(
         '--launcher',
@@ -102,6 +108,13 @@ def train(args: argparse.Namespace) -> None:
             'model.backbone.init_cfg.checkpoint=PATH, or train from random '
             'weights with model.backbone.init_cfg=None'
         ) from error
+    except KeyError as error:
+        if args.resume and error.args[0] in ('epoch', 'iter'):
+            raise UsageError(
+                f'--resume: {cfg.load_from} holds weights, but not the state '
+                'of a run; --cfg-options load_from=CHECKPOINT starts from it'
+            ) from error
+        raise
     _leave()
 
 
@@ -156,6 +169,7 @@ def load_config(path: str) -> Config:
 
 def _configure(args: argparse.Namespace) -> Config:
     """Read the config file and what the command line changes of it."""
+    install(args.trust)
     cfg = load_config(args.config)
     if args.cfg_options:
         try:

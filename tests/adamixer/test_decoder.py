@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from factories import (
     randomise,
     stacks,
 )
-from golden_files import GOLDEN_DIR
 
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
@@ -141,42 +139,6 @@ def test_parameters_of_the_default_decoders() -> None:
         },
     }
     assert count(lors) == 35_348_264
-
-
-def test_parameters_of_the_grids() -> None:
-    """Every decoder that was counted in the official releases."""
-    cells = 0
-    for path in sorted(GOLDEN_DIR.glob('expected_params*.json')):
-        grids = json.loads(path.read_text())
-        for cell in grids.get('dense_grid', []):
-            config = {
-                'num_stages': cell['num_stages'],
-                'num_groups': cell['n_groups'],
-                'in_points': cell['in_points'],
-                'out_points': cell['out_points'],
-            }
-            assert count(config) == cell['decoder_roi_head'], cell
-            cells += 1
-        for cell in grids.get('lors_grid', []):
-            config = {
-                'num_stages': cell['num_stages'],
-                'num_groups': cell['n_groups'],
-                'in_points': cell.get('in_points', 64),
-                'stacks': {
-                    'mixing_kernels': {
-                        'mode': 'lors',
-                        'rank': cell['kernel_size'],
-                        'num_param_groups': cell['kernel_groups'],
-                    },
-                    'mixing_out_proj': {
-                        'mode': 'lors',
-                        'rank': cell['mix_out_proj_rank'],
-                    },
-                },
-            }
-            assert count(config) == cell['decoder_roi_head'], cell
-            cells += 1
-    assert cells
 
 
 def test_a_checkpoint_holds_every_tensor_once() -> None:

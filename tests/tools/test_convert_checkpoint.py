@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from official_states import official_state
+from torch import Tensor
+
+from lors_det.convert.command import BASE_CONFIG
+from lors_det.engine.safe_load import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+
+
+class Code:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.trap),)
+
+
+@pytest.fixture
+def convert(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """The command line, in this process; gives its output or its error."""
+
+    def run(*arguments: str | Path) -> str:
+        tool = ROOT / 'tools' / 'convert_checkpoint.py'
+        argv = [str(tool), *map(str, arguments)]
+        monkeypatch.setattr(sys, 'argv', argv)
+        try:
+            runpy.run_path(str(tool), run_name='__main__')
+        except SystemExit as error:
+            return str(error.code)
+        return capsys.readouterr().out
+
+    return run
+
+
+def mmcv_checkpoint(state: dict[str, Tensor], **entries: Any) -> dict:
+    """As mmcv 1.x writes it in a distributed run."""
+    return {
+        'meta': {'CLASSES': ('cat', 'dog'), 'epoch': 12, 'config': 'x = 1'},
+        'state_dict': {f'module.{k}': v for k, v in state.items()},
+        'optimizer': {'state': {}, 'param_groups': []},
+        **entries,
+    }
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_checkpoint(path)['state_dict']
+
+
+def assert_identical(
+    found: dict[str, Tensor], expected: dict[str, Tensor]
+) -> None:
+    assert sorted(found) == sorted(expected)
+    different = [k for k in found if not torch.equal(found[k], expected[k])]
+    assert not different
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize('release', ['LORS', 'AdaMixer'])
+def test_there_and_back(
+    tmp_path: Path, convert: Any, release: str, ending: str
+) -> None:
+    state = official_state(release)
+    source, ours, back = (
+        tmp_path / name
+        for name in ('official.pth', f'ours.{ending}', f'back.{ending}')
+    )
+    torch.save(mmcv_checkpoint(state), source)
+    text = convert(source, ours)
+    assert f'# {release}, ResNet 18, 3 stages, 7 queries, 5 classes' in text
+    assert '# - optimizer: not converted' in text
+    assert 'model = dict(' in text
+    meta = load_checkpoint(ours)['meta']
+    assert meta == {'dataset_meta': {'classes': ['cat', 'dog']}}
+    assert 'model =' not in convert(ours, back, '--to-official')
+    assert_identical(weights(back), state)
+    assert load_checkpoint(back)['meta'] == {'CLASSES': ['cat', 'dog']}
+
+
+def test_averaged_weights(tmp_path: Path, convert: Any) -> None:
+    state = official_state('LORS')
+    name = 'neck.gn_out.weight'
+    averaged = {**state, 'ema_neck_gn_out_weight': torch.full((32,), 7.0)}
+    source = tmp_path / 'official.pth'
+    torch.save(mmcv_checkpoint(averaged), source)
+    plain, mean = tmp_path / 'plain.pth', tmp_path / 'mean.pth'
+    assert '1 averaged tensors (EMA): not converted' in convert(source, plain)
+    assert torch.equal(weights(plain)['neck.norm.weight'], state[name])
+    convert(source, mean, '--ema')
+    assert weights(mean)['neck.norm.weight'].eq(7).all()
+
+
+def test_refused(tmp_path: Path, convert: Any) -> None:
+    good, bad = tmp_path / 'good.pth', tmp_path / 'bad.pth'
+    target, trap = tmp_path / 'target.pth', tmp_path / 'trap'
+    state = official_state('AdaMixer')
+    torch.save(mmcv_checkpoint(state), good)
+
+    torch.save(mmcv_checkpoint(state, hooks=Code(trap)), bad)
+    assert 'wants to run code' in convert(bad, target)
+    assert not trap.exists()
+    bad.write_bytes(good.read_bytes()[:5000])
+    assert 'bad.pth is damaged or cut off' in convert(bad, target)
+    torch.save({'state_dict': {'bbox_head.fc.weight': torch.ones(1)}}, bad)
+    assert 'is a checkpoint of another architecture' in convert(bad, target)
+    assert 'nowhere.pth does not exist' in convert('nowhere.pth', target)
+    assert 'DST target.npz: expected a name' in convert(good, 'target.npz')
+    assert not target.exists()
+
+    convert(good, target)
+    before = target.read_bytes()
+    assert 'is there already' in convert(good, target)
+    assert 'this project already' in convert(target, target, '--overwrite')
+    assert target.read_bytes() == before
+    assert 'written' in convert(good, target, '--overwrite')
+
+
+def test_a_trusted_file(tmp_path: Path, convert: Any) -> None:
+    source, trap = tmp_path / 'official.pth', tmp_path / 'trap'
+    state = official_state('AdaMixer')
+    torch.save(mmcv_checkpoint(state, hooks=Code(trap)), source)
+    convert(source, tmp_path / 'ours.pth', '--trust')
+    assert trap.exists()
+    assert weights(tmp_path / 'ours.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('release', ['LORS', 'AdaMixer'])
+def test_train_from_a_converted_checkpoint(
+    tmp_path: Path, convert: Any, release: str
+) -> None:
+    state = official_state(release, num_classes=80)
+    source, ours = tmp_path / 'official.pth', tmp_path / 'ours.pth'
+    torch.save(mmcv_checkpoint(state), source)
+    text = convert(source, ours)
+    base = str(ROOT / 'configs' / 'adamixer' / BASE_CONFIG)
+    model = Config.fromstring(text.replace(BASE_CONFIG, base), '.py').model
+    config = Config.fromfile(ROOT / DEMO)
+    config.model = model
+    config.dump(tmp_path / 'config.py')
+
+    command = [
+        sys.executable, 'tools/train.py', tmp_path / 'config.py',
+        '--work-dir', tmp_path / 'run', '--cfg-options', f'load_from={ours}',
+        'train_cfg.max_iters=1', 'train_cfg.val_interval=9',
+        'train_dataloader.num_workers=0', 'train_dataloader.batch_size=2',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'default_hooks.checkpoint.interval=1',
+    ]  # fmt: skip
+    run = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert 'Load checkpoint from' in run.stdout
+    assert 'do not match exactly' not in run.stdout
+
+    back = tmp_path / 'back.pth'
+    convert(tmp_path / 'run' / 'iter_1.pth', back, '--to-official')
+    trained = weights(back)
+    assert sorted(trained) == sorted(state)
+    for name, value in trained.items():
+        frozen = name.startswith(('backbone.conv1', 'backbone.layer1'))
+        if frozen or name == 'rpn_head.init_proposal_bboxes.weight':
+            assert torch.equal(value, state[name]), name
+    change = trained['rpn_head.init_content_features.weight']
+    change = change - state['rpn_head.init_content_features.weight']
+    assert 0 < change.abs().max() < 1e-3
