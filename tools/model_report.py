@@ -1,25 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print a model's parameters by part: python tools/model_report.py CONFIG."""
+"""Say what models cost: python tools/model_report.py CONFIG [CONFIG ...]."""
 
 import argparse
+import json
+from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.engine import UsageError
 from lors_det.engine.launch import load_config
-from lors_det.engine.report import parameter_table
+from lors_det.engine.report import report
+from lors_det.engine.report_plots import write_plots
+from lors_det.engine.report_text import (
+    ascii_table,
+    format_reports,
+    markdown_table,
+    names_of,
+)
 
 
 def main():
-    """Parse the command line and print the table."""
+    """Parse the command line, print and write the reports."""
     parser = argparse.ArgumentParser(
-        description="Print a model's parameters by part."
+        description='Parameters, multiply-adds and bytes of models, by part; '
+        'the first config is what the others are compared with.'
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        '--json', action='store_true', help='print plain numbers'
+    )
+    output.add_argument(
+        '--markdown', action='store_true', help='print Markdown'
+    )
+    parser.add_argument(
+        '--plot', metavar='DIR', type=Path, help='draw plots into a folder'
+    )
+    args = parser.parse_args()
     try:
-        config = load_config(parser.parse_args().config)
-        print(parameter_table(config.model))
+        names = names_of(args.configs)
+        models = {
+            name: load_config(path).model
+            for name, path in zip(names, args.configs, strict=True)
+        }
+        reports = {name: report(model) for name, model in models.items()}
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None
+    if args.json:
+        data = {name: found.to_dict() for name, found in reports.items()}
+        print(json.dumps(data, indent=2))
+    else:
+        table = markdown_table if args.markdown else ascii_table
+        print(format_reports(reports, table))
+    if args.plot:
+        write_plots(models, reports, args.plot)
 
 
 if __name__ == '__main__':

@@ -33,10 +33,19 @@ def rising(num_layers: int) -> list[int]:
     return [1 + 3 * i // num_layers for i in range(num_layers)]
 
 
-SCHEDULES = {
-    'rising': rising,
-    'falling': lambda num_layers: rising(num_layers)[::-1],
-}
+def falling(num_layers: int) -> list[int]:
+    """The schedule `rising` backwards.
+
+    Args:
+        num_layers: Depth N.
+
+    Returns:
+        N numbers from 3 to 1.
+    """
+    return rising(num_layers)[::-1]
+
+
+SCHEDULES = {'rising': rising, 'falling': falling}
 
 
 @dataclass(frozen=True)
