@@ -9,12 +9,12 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_FILES = ('configs', 'tools')
+MIM_FILES = ('configs', 'tools', 'model-index.yml')
 
 
 class BuildWithMim(build_py):
-    """Put configs and tools into ``lors_det/.mim``: linked in an editable
-    installation, copied otherwise.
+    """Put configs, tools and the model index into ``lors_det/.mim``: linked
+    in an editable installation, copied otherwise.
     """
 
     def run(self):
@@ -25,12 +25,14 @@ class BuildWithMim(build_py):
         mim.mkdir(parents=True, exist_ok=True)
         for name in MIM_FILES:
             target = mim / name
-            if target.is_symlink():
+            if target.is_symlink() or target.is_file():
                 target.unlink()
             elif target.is_dir():
                 shutil.rmtree(target)
             if editable:
                 target.symlink_to(Path('..', '..', name))
+            elif (ROOT / name).is_file():
+                shutil.copyfile(ROOT / name, target)
             else:
                 shutil.copytree(
                     ROOT / name,

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from lors_det.engine.report import build_on_meta
+from lors_det.engine.report.costs import build_on_meta
 from lors_det.lors import AdaptiveStack, StackedLinear, count_parameters
 
 CONFIG_DIR = Path(__file__).parents[1] / 'configs'

@@ -109,6 +109,7 @@ def test_mim_finds_configs_and_tools() -> None:
     mim = Path(lors_det.__file__).parent / '.mim'
     assert (mim / 'configs/lors/lors-adamixer_r50_1x_coco.py').is_file()
     assert (mim / 'tools/train.py').is_file()
+    assert (mim / 'model-index.yml').is_file()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.engine import UsageError
 from lors_det.engine.launch import load_config
-from lors_det.engine.report import report
-from lors_det.engine.report_plots import write_plots
-from lors_det.engine.report_text import (
+from lors_det.engine.report.costs import report
+from lors_det.engine.report.plots import write_plots
+from lors_det.engine.report.text import (
     ascii_table,
     format_reports,
     markdown_table,

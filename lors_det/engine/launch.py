@@ -157,13 +157,14 @@ def load_config(path: str) -> Config:
         path: The file.
 
     Raises:
-        UsageError: If it is not there, or one of its bases is not.
+        UsageError: If it is not there, one of its bases is not, or it is no
+            Python.
     """
     if not Path(path).is_file():
         raise UsageError(f'CONFIG: {path} does not exist')
     try:
         return Config.fromfile(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, SyntaxError) as error:
         raise UsageError(f'CONFIG: {path}: {error}') from error
 
 

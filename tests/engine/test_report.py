@@ -10,9 +10,9 @@ from torch import nn
 
 from lors_det.adamixer import AdaMixer
 from lors_det.engine import UsageError
-from lors_det.engine.report import ModelReport, build_on_meta, report
-from lors_det.engine.report_plots import write_plots
-from lors_det.engine.report_text import (
+from lors_det.engine.report.costs import ModelReport, build_on_meta, report
+from lors_det.engine.report.plots import write_plots
+from lors_det.engine.report.text import (
     ascii_table,
     format_reports,
     markdown_table,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
 
-from lors_det.engine.report import ModelReport
+from lors_det.engine.report.costs import ModelReport
 
 Table = Callable[[list[list[str]]], str]
 PARTS_HEADER = [

@@ -105,13 +105,13 @@ class ModelReport:
 
 
 def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
-    """Build a detector whose tensors have shapes but no values.
+    """Build a model whose tensors have shapes but no values.
 
     Args:
-        model_cfg: The ``model`` of a config.
+        model_cfg: Config of a detector, or of a part of one.
 
     Returns:
-        The detector, on torch's meta device.
+        The model, on torch's meta device.
     """
     model_cfg = copy.deepcopy(model_cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -167,20 +167,6 @@ def _deform_conv_flops(
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-def dense_twin(model_cfg: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same detector with every stack of its decoder dense.
-
-    Args:
-        model_cfg: The ``model`` of a config.
-
-    Returns:
-        A copy with another ``decoder.stacks``.
-    """
-    twin = copy.deepcopy(model_cfg)
-    twin['decoder']['stacks'] = {}
-    return twin
-
-
 def report(model_cfg: Mapping[str, Any]) -> ModelReport:
     """Count what a detector costs.
 
@@ -200,14 +186,14 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
             f'got {model_cfg.get("decoder")!r}'
         )
     model = build_on_meta(model_cfg)
-    twin = build_on_meta(dense_twin(model_cfg))
+    twin = build_on_meta({**decoder, 'stacks': {}})
     state = model.state_dict().values()
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return ModelReport(
         parts=dict(_parts(model, count_macs(model))),
         trainable=trainable,
-        dense_decoder=count_parameters(twin.get_submodule('decoder')).total,
+        dense_decoder=count_parameters(twin).total,
         checkpoint_bytes=sum(x.numel() * x.element_size() for x in state),
         checkpoint_bytes_half=sum(
             x.numel() * (2 if x.is_floating_point() else x.element_size())

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lors_det.engine.report import ModelReport, build_on_meta
+from lors_det.engine.report.costs import ModelReport, build_on_meta
 from lors_det.lors import count_parameters
 
 DEPTHS = (1, 2, 3, 4, 6, 9, 12)
