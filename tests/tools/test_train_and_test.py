@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -219,7 +220,6 @@ def test_a_checkpoint_of_another_depth_or_rank(
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('command', 'message'),
     [
@@ -271,12 +271,24 @@ def test_a_checkpoint_of_another_depth_or_rank(
     ],
 )  # fmt: skip
 def test_one_clear_line(
-    command: list[str], message: str, tmp_path: Path
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [part.replace('{tmp}', str(tmp_path)) for part in command]
-    output = run(sys.executable, *command, expect=1)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(command[0], run_name='__main__')
+    assert str(exit_info.value).startswith(message)
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_and_a_status() -> None:
+    output = run(sys.executable, 'tools/train.py', 'none.py', expect=1)
     assert 'Traceback' not in output
-    assert output.splitlines()[-1].startswith(message)
+    assert output.splitlines()[-1] == 'error: CONFIG: none.py does not exist'
 
 
 @pytest.mark.slow
