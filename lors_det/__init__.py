@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank residual structure (LORS) for detectors in MMDetection."""
+"""LORS and AdaMixer for MMDetection 3.x.
+
+Import it before mmdet: where mmcv has no compiled extension, this import
+provides a stand-in.
+"""
 
 from lors_det.compat import ensure_mmcv_ext
+from lors_det.version import __version__
+
+__all__ = ['__version__']
 
 ensure_mmcv_ext()
