@@ -12,10 +12,13 @@ class StackedLayerNorm(nn.ModuleList):
     Args:
         num_layers: Depth N.
         dims: Size of the last axis.
+        eps: Added to the variance.
     """
 
-    def __init__(self, num_layers: int, dims: int) -> None:
-        super().__init__(nn.LayerNorm(dims) for _ in range(num_layers))
+    def __init__(self, num_layers: int, dims: int, eps: float = 1e-5) -> None:
+        super().__init__(
+            nn.LayerNorm(dims, eps=eps) for _ in range(num_layers)
+        )
 
     def reset_parameters(self) -> None:
         """Set weights to 1 and biases to 0."""

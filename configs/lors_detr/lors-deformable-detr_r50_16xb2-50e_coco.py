@@ -1,0 +1,22 @@
+# Deformable DETR with LORS on attention projections and FFN of its stacks.
+_base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+
+custom_imports = dict(
+    imports=['lors_det.engine.lorsified'], allow_failed_imports=False
+)
+model = dict(
+    type='Lorsified',
+    detector='DeformableDETR',
+    stacks={
+        'encoder.layers': {
+            're:self_attn.(value|output)_proj|ffn.+': dict(
+                mode='lors', rank=32
+            )
+        },
+        'decoder.layers': {
+            're:self_attn.attn|cross_attn.(value|output)_proj|ffn.+': dict(
+                mode='lors', rank=32
+            )
+        },
+    },
+)

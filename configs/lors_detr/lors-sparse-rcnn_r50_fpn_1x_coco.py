@@ -1,0 +1,17 @@
+# Sparse R-CNN with LORS on attention, dynamic convolution and FFN.
+_base_ = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'
+
+custom_imports = dict(
+    imports=['lors_det.engine.lorsified'], allow_failed_imports=False
+)
+model = dict(
+    type='Lorsified',
+    detector='SparseRCNN',
+    stacks={
+        'roi_head.bbox_head': {
+            're:attention.attn|instance_interactive_conv.+_layer|ffn.+': dict(
+                mode='lors', rank=32
+            )
+        },
+    },
+)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from factories import decoder, positions, pyramid, randomise
+from torch import nn
+
+from lors_det.lors import MODES, AdaptiveStack, StackedLinear, fold, lorsify
+
+CONFIG = {'mode': 'lors', 'rank': 2}
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(layer, 3))
+    randomise(model)
+    return model
+
+
+def stacked(mode: str = 'lors') -> nn.Module:
+    config = {**CONFIG, 'mode': mode}
+    stacks = {'1.layers': {'self_attn': config, 'linear?': config}}
+    model = lorsify(encoder(), stacks, 'fresh')
+    randomise(model)
+    return model
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('training', [True, False])
+def test_outputs_are_equal(mode: str, training: bool) -> None:
+    model = stacked(mode).train(training)
+    x = torch.randn(2, 5, 8)
+    expected = model(x)
+    assert fold(model) is model
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+
+
+def test_it_is_the_dense_architecture() -> None:
+    """The same classes and names, in the same order; nothing is left."""
+    plain = encoder()
+    model = fold(stacked().double())
+    assert list(map(type, model.modules())) == list(map(type, plain.modules()))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in model.named_parameters()] == [
+        n for n, _ in plain.named_parameters()
+    ]
+    plain.double().load_state_dict(model.state_dict())
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(plain(x), model(x), rtol=0, atol=0)
+    again = lorsify(model, {'1.layers': {'self_attn': CONFIG}})
+    assert again(x).shape == x.shape
+
+
+def test_convolutions_get_their_kernels_back() -> None:
+    model = nn.Module()
+    model.convs = nn.ModuleList(nn.Conv2d(4, 6, 3, groups=2) for _ in '12')
+    lorsify(model, {'convs': {'': CONFIG}}, 'fresh')
+    x = torch.randn(1, 4, 5, 5)
+    expected = [conv(x) for conv in model.convs]
+    fold(model)
+    assert model.convs[1].weight.shape == (6, 2, 3, 3)
+    for conv, output in zip(model.convs, expected, strict=True):
+        torch.testing.assert_close(conv(x), output, rtol=0, atol=1e-6)
+
+
+def test_no_more_operations_than_dense() -> None:
+    def operations(model: nn.Module) -> list[str]:
+        graphs: list[torch.fx.GraphModule] = []
+
+        def backend(graph: torch.fx.GraphModule, _: object) -> object:
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        torch.compile(model, backend=backend)(torch.randn(2, 5, 8))
+        return [
+            str(node.target)
+            for graph in graphs
+            for node in graph.graph.nodes
+            if node.op.startswith('call')
+        ]
+
+    plain = operations(encoder())
+    assert operations(fold(stacked())) == plain
+    assert len(operations(stacked())) > len(plain)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'private', 'lors'])
+def test_decoder_of_adamixer(mode: str) -> None:
+    """Static stacks become dense; generators of kernels stay."""
+    every = {
+        step: {'mode': mode, 'rank': 2}
+        for step in ('attention', 'offsets', 'mixing_out_proj', 'ffn', 'heads')
+    }
+    model = decoder(stacks=every)
+    randomise(model)
+    dense = decoder(stacks={})
+    feats, xyzr = pyramid(2), positions(2, 7)
+    content = torch.randn(2, 7, 32)
+    expected = model(feats, content, xyzr)[0]
+    fold(model)
+    found = model(feats, content, xyzr)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    dense.load_state_dict(model.state_dict())
+    found = dense(feats, content, xyzr)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_what_cannot_be_folded_stays() -> None:
+    model = decoder()
+    randomise(model)
+    before = copy.deepcopy(model.mixing.spatial.state_dict())
+    fold(model)
+    assert isinstance(model.mixing.spatial, AdaptiveStack)
+    torch.testing.assert_close(model.mixing.spatial.state_dict(), before)
+
+
+def test_a_stack_by_itself() -> None:
+    stack = StackedLinear(3, 8, 6, CONFIG, bias=False)
+    randomise(stack)
+    dense = fold(stack)
+    assert fold(dense) is dense
+    x = torch.randn(4, 8)
+    for i in range(3):
+        torch.testing.assert_close(dense(x, i), stack(x, i))
+
+
+def test_a_part_of_a_model_is_refused() -> None:
+    model = stacked()
+    with pytest.raises(ValueError, match='part of a lorsified model'):
+        fold(model[1].layers)
