@@ -65,6 +65,7 @@ setup(
         'pycocotools>=2.0.8',
         'safetensors>=0.4',
     ],
+    extras_require={'digits': ['scikit-learn>=1.5']},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

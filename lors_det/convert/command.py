@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from lors_det.convert.detector import (
     Converted,
@@ -13,6 +15,15 @@ from lors_det.convert.detector import (
 )
 from lors_det.convert.layout import DetectorLayout
 from lors_det.convert.source import read_weights
+from lors_det.convert.vit import BASE_CONFIG as VIT_BASE_CONFIG
+from lors_det.convert.vit import (
+    ConvertedViT,
+    ViTLayout,
+    convert_vit,
+    describe_vit,
+    is_vit,
+    revert_vit,
+)
 from lors_det.engine.checks import UsageError, check_output
 from lors_det.engine.safe_load import load_checkpoint, save_checkpoint
 
@@ -54,7 +65,11 @@ def convert_file(
         )
     checkpoint = load_checkpoint(source, trust=trust)
     state, dropped = read_weights(checkpoint, source, ema)
-    change = revert_detector if to_official else convert_detector
+    change: Callable[[Mapping[str, Tensor], str], Converted | ConvertedViT]
+    if is_vit(state):
+        change = revert_vit if to_official else convert_vit
+    else:
+        change = revert_detector if to_official else convert_detector
     result = change(state, source)
     meta = _meta(checkpoint.get('meta') or {}, to_official)
     save_checkpoint(
@@ -69,12 +84,14 @@ def convert_file(
         yield config_text(result.layout)
 
 
-def describe(layout: DetectorLayout) -> str:
+def describe(layout: DetectorLayout | ViTLayout) -> str:
     """Say in one line what a detector is.
 
     Args:
         layout: The detector.
     """
+    if isinstance(layout, ViTLayout):
+        return describe_vit(layout)
     backbone = layout.model['backbone']
     kind = backbone.get('type', 'ResNet')
     size = backbone.get('depth') or backbone['depths']
@@ -86,7 +103,7 @@ def describe(layout: DetectorLayout) -> str:
     )
 
 
-def config_text(layout: DetectorLayout) -> str:
+def config_text(layout: DetectorLayout | ViTLayout) -> str:
     """A config for a detector: this project's AdaMixer R50 and what differs.
 
     Args:
@@ -95,7 +112,8 @@ def config_text(layout: DetectorLayout) -> str:
     Returns:
         Text of a file to put into a folder of ``configs/``.
     """
-    return f'_base_ = {BASE_CONFIG!r}\n\nmodel = {_formatted(layout.model)}'
+    base = VIT_BASE_CONFIG if isinstance(layout, ViTLayout) else BASE_CONFIG
+    return f'_base_ = {base!r}\n\nmodel = {_formatted(layout.model)}'
 
 
 def _formatted(value: Any, indent: int = 0) -> str:
@@ -110,7 +128,7 @@ def _formatted(value: Any, indent: int = 0) -> str:
     return f'dict(\n{entries}{" " * indent})'
 
 
-def _unused(result: Converted) -> Iterator[str]:
+def _unused(result: Converted | ConvertedViT) -> Iterator[str]:
     for tensor in result.unused:
         yield f'not used, the detector has no place for it: {tensor}'
 

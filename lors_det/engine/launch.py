@@ -137,6 +137,8 @@ def test(args: argparse.Namespace) -> None:
         raise UsageError(f'--out {args.out}: expected a name ending in .pkl')
     cfg.load_from = args.checkpoint
     if args.show_dir:
+        if 'visualization' not in cfg.default_hooks:
+            raise UsageError('--show-dir: the model of this config draws none')
         # An absolute path, or the hook puts it below the run's time stamp.
         cfg.default_hooks.visualization.update(
             draw=True, test_out_dir=str(Path(args.show_dir).resolve())

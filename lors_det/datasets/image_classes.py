@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small images with one class each, held in memory."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import DATASETS
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR100
+from torchvision.transforms import v2
+
+from lors_det.engine import UsageError
+
+SPLITS = ('train', 'test')
+#: Images of the digits that are kept for the test, and the seed that chooses.
+DIGITS_TEST_SIZE = 450
+DIGITS_SEED = 0
+
+
+class ImageClasses(Dataset[dict[str, Any]]):
+    """Images with one class each.
+
+    Args:
+        images: (N, channels, H, W) uint8.
+        labels: (N,) classes, from 0.
+        classes: Name of every class.
+        transforms: Transforms of torchvision (``torchvision.transforms.v2``)
+            for single images, each a dict with its name as ``type`` and its
+            arguments.
+
+    Raises:
+        TypeError: If a transform does not take its arguments.
+        ValueError: If there is no transform of that name.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        transforms: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.metainfo = {'classes': tuple(classes)}
+        self.transforms = [build_transform(config) for config in transforms]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image.
+
+        Args:
+            index: From 0.
+
+        Returns:
+            ``inputs`` (channels, H, W) and ``labels``, the class.
+        """
+        image = self.images[index]
+        for transform in self.transforms:
+            image = transform(image)
+        return {'inputs': image, 'labels': self.labels[index]}
+
+
+def build_transform(config: Mapping[str, Any]) -> Any:
+    """Build a transform of torchvision from its config.
+
+    Args:
+        config: ``type``, the name in ``torchvision.transforms.v2``, and
+            arguments.
+
+    Returns:
+        The transform.
+
+    Raises:
+        TypeError: If the transform does not take the arguments.
+        ValueError: If there is no transform of that name.
+    """
+    arguments = dict(config)
+    name = arguments.pop('type', None)
+    kind = getattr(v2, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
+        raise ValueError(
+            f'dataset.transforms: type={name!r}: expected the name of a '
+            'transform in torchvision.transforms.v2, like '
+            "'RandomHorizontalFlip'"
+        )
+    return kind(**arguments)
+
+
+@DATASETS.register_module()
+class CIFAR100Images(ImageClasses):
+    """CIFAR-100: 50,000 and 10,000 photos of 32 x 32 pixels, 100 classes.
+
+    Read, checked and, where there is a network, downloaded by torchvision.
+
+    Args:
+        data_root: Folder that holds, or will hold, ``cifar-100-python``.
+        split: ``train`` or ``test``.
+        transforms: See `ImageClasses`.
+        download: Whether to download what is not there.
+
+    Raises:
+        UsageError: If the data are not there and cannot be downloaded.
+        ValueError: If the split is unknown.
+    """
+
+    def __init__(
+        self,
+        data_root: str,
+        split: str,
+        transforms: Sequence[Mapping[str, Any]] = (),
+        download: bool = True,
+    ) -> None:
+        check_split(split)
+        # One process downloads, the others wait and read.
+        if is_main_process():
+            data = _read_cifar100(data_root, split, download)
+        barrier()
+        if not is_main_process():
+            data = _read_cifar100(data_root, split, download=False)
+        super().__init__(
+            torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(data.targets),
+            data.classes,
+            transforms,
+        )
+
+
+def _read_cifar100(data_root: str, split: str, download: bool) -> Any:
+    """Torchvision's data set, or what to do where there is none."""
+    reason = 'downloading is switched off'
+    try:
+        # Without the first try, a network is needed to read what is there.
+        return CIFAR100(data_root, train=split == 'train')
+    except RuntimeError:
+        pass
+    if download:
+        try:
+            return CIFAR100(data_root, train=split == 'train', download=True)
+        except (OSError, RuntimeError) as error:
+            reason = f'downloading failed: {error}'
+    raise UsageError(
+        f'dataset.data_root: no complete {CIFAR100.base_folder} in '
+        f'{data_root} ({reason}); get {CIFAR100.url} where there is a network '
+        f'and unpack it there (tar xzf {CIFAR100.filename} -C {data_root}), '
+        'or train on the digits that come with scikit-learn '
+        '(configs/deit/*_digits.py)'
+    )
+
+
+@DATASETS.register_module()
+class DigitImages(ImageClasses):
+    """Hand-written digits of 8 x 8 grey pixels from 0 to 16, 10 classes.
+
+    The 1,797 images that scikit-learn carries: nothing is downloaded. They
+    have no split of their own; here 450 images, drawn with a fixed seed and
+    with the same share of every class, are the test part.
+
+    Source: the test part of the UCI data set "Optical Recognition of
+    Handwritten Digits" (Alpaydin and Kaynak, 1998).
+
+    Args:
+        split: ``train`` (1,347 images) or ``test`` (450).
+        transforms: See `ImageClasses`.
+
+    Raises:
+        UsageError: If scikit-learn is not installed.
+        ValueError: If the split is unknown.
+    """
+
+    def __init__(
+        self, split: str, transforms: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        check_split(split)
+        try:
+            datasets = importlib.import_module('sklearn.datasets')
+            selection = importlib.import_module('sklearn.model_selection')
+        except ImportError as error:
+            raise UsageError(
+                f'the digits come with scikit-learn, which is not installed '
+                f'({error}): pip install scikit-learn'
+            ) from None
+        digits = datasets.load_digits()
+        parts = selection.train_test_split(
+            digits.images,
+            digits.target,
+            test_size=DIGITS_TEST_SIZE,
+            random_state=DIGITS_SEED,
+            stratify=digits.target,
+        )
+        # train_test_split: images of both splits, then labels of both.
+        images, labels = parts[SPLITS.index(split) :: 2]
+        super().__init__(
+            torch.from_numpy(images).to(torch.uint8)[:, None],
+            torch.from_numpy(labels),
+            [str(name) for name in digits.target_names],
+            transforms,
+        )
+
+
+def check_split(split: str) -> None:
+    """Refuse an unknown split.
+
+    Args:
+        split: Name of the split.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(
+            f'dataset.split={split!r}: expected one of {list(SPLITS)}'
+        )

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder: every step of a layer is a stack over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lors_det.lors import StackedLayerNorm, StackedLinear
+from lors_det.lors.config import check_at_least
+
+STACKS = ('attention', 'ffn')
+NORM_EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Self-attention between tokens, of all layers.
+
+    Args:
+        num_layers: Number of layers.
+        embed_dims: Size C of a token.
+        num_heads: Number H of attention heads.
+        stack: Where the projections of the layers come from (`StackConfig`).
+
+    Raises:
+        TypeError: If an entry of ``stack`` has a wrong type.
+        ValueError: If C is not divisible by H, or ``stack`` is wrong.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dims: int,
+        num_heads: int,
+        stack: object = None,
+    ) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'model.num_heads={num_heads}: expected a divisor of '
+                f'model.embed_dims={embed_dims}'
+            )
+        self.num_heads = num_heads
+        key = 'model.stacks.attention'
+        self.qkv = StackedLinear(
+            num_layers, embed_dims, 3 * embed_dims, stack, key=key
+        )
+        self.proj = StackedLinear(
+            num_layers, embed_dims, embed_dims, stack, key=key
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial values: whole matrices N(0, 0.02), biases 0.
+
+        The releases cut the normal law at -2 and 2, where nothing is left.
+        """
+        for stack in (self.qkv, self.proj):
+            stack.reset_parameters()
+            for weight in whole_matrices(stack):
+                nn.init.trunc_normal_(weight, std=0.02)
+            zero_biases(stack)
+
+    def forward(self, tokens: Tensor, layer: int) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, T, C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (B, T, C).
+        """
+        q, k, v = (
+            self.qkv(tokens, layer)
+            .unflatten(-1, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)  # (3, B, H, T, C / H)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2), layer)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them, of all layers.
+
+    Args:
+        num_layers: Number of layers.
+        embed_dims: Size C of a token.
+        hidden_dims: Size of the hidden layer.
+        stack: Where the weights of the layers come from (`StackConfig`).
+
+    Raises:
+        TypeError: If an entry of ``stack`` has a wrong type.
+        ValueError: If ``stack`` is wrong.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dims: int,
+        hidden_dims: int,
+        stack: object = None,
+    ) -> None:
+        super().__init__()
+        key = 'model.stacks.ffn'
+        self.fc1 = StackedLinear(
+            num_layers, embed_dims, hidden_dims, stack, key=key
+        )
+        self.fc2 = StackedLinear(
+            num_layers, hidden_dims, embed_dims, stack, key=key
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial values: whole matrices by Xavier's law, biases 0."""
+        for stack in (self.fc1, self.fc2):
+            stack.reset_parameters()
+            for weight in whole_matrices(stack):
+                nn.init.xavier_uniform_(weight)
+            zero_biases(stack)
+
+    def forward(self, tokens: Tensor, layer: int) -> Tensor:
+        """Apply to each token on its own.
+
+        Args:
+            tokens: (B, T, C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (B, T, C).
+        """
+        return self.fc2(F.gelu(self.fc1(tokens, layer)), layer)
+
+
+class ViTEncoder(nn.Module):
+    """N pre-norm layers of self-attention and feed-forward network.
+
+    Source: DeiT (arXiv:2012.12877); with ``stacks`` in the mode ``lors`` it
+    is the encoder of LORS (arXiv:2403.04303), which has static stacks only.
+
+    Args:
+        num_layers: Depth N.
+        embed_dims: Size C of a token.
+        num_heads: Number of attention heads.
+        feedforward_channels: Hidden size of the feed-forward network.
+        stacks: Where the weights of the layers come from, by the name of a
+            step (``attention``, ``ffn``); each a dict with the fields of
+            `StackConfig`. Steps that are not named are dense.
+
+    Raises:
+        TypeError: If a size or an entry of ``stacks`` has a wrong type.
+        ValueError: If a size, divisibility, mode, rank or name is wrong.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        stacks: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            'num_layers': num_layers,
+            'embed_dims': embed_dims,
+            'num_heads': num_heads,
+            'feedforward_channels': feedforward_channels,
+        }
+        check_at_least(1, **{f'model.{k}': v for k, v in sizes.items()})
+        stacks = dict(stacks or {})
+        unknown = sorted(set(stacks) - set(STACKS))
+        if unknown:
+            raise ValueError(
+                f'model.stacks has {unknown}: expected keys out of '
+                f'{list(STACKS)}'
+            )
+        self.num_layers = num_layers
+        self.attention_norm = StackedLayerNorm(
+            num_layers, embed_dims, eps=NORM_EPS
+        )
+        self.attention = SelfAttention(
+            num_layers, embed_dims, num_heads, stacks.get('attention')
+        )
+        self.ffn_norm = StackedLayerNorm(num_layers, embed_dims, eps=NORM_EPS)
+        self.ffn = FeedForward(
+            num_layers, embed_dims, feedforward_channels, stacks.get('ffn')
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw initial values of every step anew."""
+        for step in (
+            self.attention_norm, self.attention, self.ffn_norm, self.ffn
+        ):  # fmt: skip
+            step.reset_parameters()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Run all layers.
+
+        Args:
+            tokens: (B, T, C).
+
+        Returns:
+            (B, T, C), not normalised.
+        """
+        for layer in range(self.num_layers):
+            tokens = self.forward_layer(tokens, layer)
+        return tokens
+
+    def forward_layer(self, tokens: Tensor, layer: int) -> Tensor:
+        """Run one layer.
+
+        Args:
+            tokens: (B, T, C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (B, T, C).
+        """
+        normed = self.attention_norm(tokens, layer)
+        tokens = tokens + self.attention(normed, layer)
+        normed = self.ffn_norm(tokens, layer)
+        return tokens + self.ffn(normed, layer)
+
+
+def whole_matrices(stack: StackedLinear) -> list[Tensor]:
+    """The matrices of a stack that are no low-rank factors."""
+    return [*stack.dense, *([] if stack.shared is None else [stack.shared])]
+
+
+def zero_biases(stack: StackedLinear) -> None:
+    """Set the bias of every layer to 0."""
+    for bias in stack.bias:
+        nn.init.zeros_(bias)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LORS ViT, equal to the official release, number for number.
+
+Every recorded file whose name begins with ``vit_`` is compared in float32 and
+float64; all sizes are in its sidecar. Where the directory under test holds no
+such file, the project's own is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from golden_files import (
+    BOUNDS,
+    GOLDEN_DIR,
+    Check,
+    Comparison,
+    Golden,
+    dtype_name,
+)
+from torch import Tensor
+
+from lors_det.convert.official import to_official
+from lors_det.convert.vit import convert_vit, revert_vit
+from lors_det.convert.vit_names import vit_pairs
+from lors_det.vit import ViTClassifier
+
+OWN_DIR = Path(__file__).resolve().parents[1] / 'golden'
+PATTERN = 'vit_*.npz'
+FILES = sorted(GOLDEN_DIR.glob(PATTERN)) or sorted(OWN_DIR.glob(PATTERN))
+
+
+def model_of(golden: Golden) -> ViTClassifier:
+    """Our model with the recorded weights, through the converter."""
+    config = golden.config
+    model = ViTClassifier(
+        num_classes=config['num_classes'],
+        img_size=config['img_size'],
+        patch_size=config['patch_size'],
+        in_channels=config['in_channels'],
+        embed_dims=config['embed_dims'],
+        num_layers=config['num_layers'],
+        num_heads=config['num_heads'],
+        feedforward_channels=config['feedforward_channels'],
+        stacks={
+            name: {
+                'mode': 'lors',
+                'rank': config[f'{key}_kernel_sizes'],
+                'num_param_groups': config[f'{key}_kernel_groups'],
+            }
+            for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
+        },
+    )
+    result = convert_vit(golden.section('state/'), 'recorded')
+    assert not result.unused
+    model.load_state_dict(result.state)
+    return model.to(golden.dtype)
+
+
+def tokens_of(model: ViTClassifier, images: Tensor) -> list[Tensor]:
+    """Tokens after every layer; of the last one, normalised."""
+    tokens = [model.embed(images)]
+    for layer in range(model.encoder.num_layers):
+        tokens.append(model.encoder.forward_layer(tokens[-1], layer))
+    tokens[-1] = model.norm(tokens[-1])
+    return tokens[1:]
+
+
+def as_recorded(name: str, tokens: Tensor) -> dict[str, Tensor]:
+    """The class token, and the others as a square map."""
+    patches = tokens[:, 1:].transpose(1, 2)
+    side = round(patches.shape[-1] ** 0.5)
+    return {
+        f'{name}/cls_token': tokens[:, 0],
+        f'{name}/patch_tokens': patches.unflatten(-1, (side, side)),
+    }
+
+
+def outputs_of(model: ViTClassifier, images: Tensor) -> dict[str, Tensor]:
+    found = {'logits': model(images)}
+    for layer, tokens in enumerate(tokens_of(model, images)):
+        found.update(as_recorded(f'layer{layer}', tokens))
+    return found
+
+
+def vit_outputs(golden: Golden) -> Iterator[Comparison]:
+    model = model_of(golden)
+    found = outputs_of(model, golden['in/img'])
+    other = tokens_of(model, golden['in/img_other_size'])[-1]
+    found.update(as_recorded('other_size', other))
+    expected = golden.section('out/')
+    found = {name: found[name] for name in expected if name in found}
+    given = ('scalar', 'loss_')
+    yield Comparison(
+        'outputs',
+        found,
+        {k: v for k, v in expected.items() if not k.startswith(given)},
+    )
+
+
+def vit_losses(golden: Golden) -> Iterator[Comparison]:
+    model, images = model_of(golden), golden['in/img']
+    found = {
+        f'loss_{kind}': model(images, golden[name], mode='loss')['loss']
+        for kind, name in (
+            ('hard_labels', 'in/labels'),
+            ('soft_labels', 'in/soft_labels'),
+        )
+    }
+    expected = {name: golden[f'out/{name}'] for name in found}
+    yield Comparison('outputs', found, expected)
+
+
+def vit_gradients(golden: Golden) -> Iterator[Comparison]:
+    model = model_of(golden)
+    images = golden['in/img'].requires_grad_()
+    outputs = outputs_of(model, images)
+    weights = golden.section('in/loss_weight/')
+    scalar = sum((outputs[name] * w).sum() for name, w in weights.items())
+    yield Comparison(
+        'outputs', {'scalar': scalar}, {'scalar': golden['out/scalar']}
+    )
+    scalar.backward()
+    ours = {name: p.grad for name, p in model.named_parameters()}
+    pairs = vit_pairs(lors=True, num_layers=model.encoder.num_layers)
+    found = {'in/img': images.grad, **to_official(ours, pairs)}
+    yield Comparison('gradients', found, golden.section('grad/'))
+
+
+def vit_conversion(golden: Golden) -> Iterator[Comparison]:
+    """To ours and back: the same bits under the same names."""
+    state = golden.section('state/')
+    ours = convert_vit(state, 'recorded')
+    theirs = revert_vit(ours.state, 'ours')
+    assert theirs.layout == ours.layout
+    yield Comparison('equal', theirs.state, state)
+    for name in ('img_size', 'patch_size', 'embed_dims', 'num_classes'):
+        assert ours.layout.model[name] == golden.config[name]
+
+
+CHECKS: list[Check] = [vit_outputs, vit_losses, vit_gradients, vit_conversion]
+
+
+@pytest.mark.parametrize(
+    ('path', 'check', 'dtype'),
+    [
+        pytest.param(
+            path,
+            check,
+            dtype,
+            id=f'{path.stem}-{check.__name__}-{dtype_name(dtype)}',
+        )
+        for path in FILES
+        for check in CHECKS
+        for dtype in BOUNDS
+    ],
+)
+def test_golden_vit(path: Path, check: Check, dtype: torch.dtype) -> None:
+    golden = Golden.load(path, dtype)
+    for comparison in check(golden):
+        comparison.check(golden.bounds())

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from factories import randomise
+
+from lors_det.lors import MODES
+from lors_det.vit import ViTClassifier
+
+LORS = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 2, 1]}
+SMALL = {
+    'num_classes': 5,
+    'img_size': 8,
+    'patch_size': 2,
+    'embed_dims': 24,
+    'num_layers': 3,
+    'num_heads': 3,
+    'feedforward_channels': 32,
+}
+
+
+def classifier(mode: str = 'lors', **changes: Any) -> ViTClassifier:
+    stack = {**LORS, 'mode': mode}
+    stacks = {'attention': stack, 'ffn': stack}
+    return ViTClassifier(**{**SMALL, 'stacks': stacks, **changes})
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_batched_equals_single(mode: str) -> None:
+    model = classifier(mode)
+    randomise(model)
+    images = torch.randn(4, 3, 8, 8)
+    single = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), single)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_parameter_gets_a_gradient(mode: str) -> None:
+    model = classifier(mode, mixup=0.8, cutmix=1.0)
+    randomise(model)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 4, 2, 2])
+    model(images, labels, mode='loss')['loss'].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_modes_agree_where_they_should() -> None:
+    """LORS with zero factors is shared; its matrices, taken out, are dense."""
+    lors = classifier('lors')
+    dense = classifier('dense')
+    shared = classifier('shared')
+    randomise(lors)
+    state = lors.state_dict()
+    shared_state = {k: v for k, v in state.items() if 'private' not in k}
+    shared.load_state_dict(shared_state)
+    dense_state = {k: v for k, v in shared_state.items() if 'shared' not in k}
+    for name, stack in (
+        ('attention.qkv', lors.encoder.attention.qkv),
+        ('attention.proj', lors.encoder.attention.proj),
+        ('ffn.fc1', lors.encoder.ffn.fc1),
+        ('ffn.fc2', lors.encoder.ffn.fc2),
+    ):
+        for layer in range(3):
+            weight = stack.weight(layer).detach()
+            dense_state[f'encoder.{name}.dense.{layer}'] = weight
+    dense.load_state_dict(dense_state)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(lors(images), dense(images))
+    assert not torch.allclose(lors(images), shared(images))
+    for name, parameter in lors.named_parameters():
+        if 'private_b' in name:
+            torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(lors(images), shared(images))
+
+
+def test_tokens_see_each_other_through_attention() -> None:
+    """The textbook formula, on one layer."""
+    model = classifier('dense').double()
+    randomise(model)
+    attention = model.encoder.attention
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    q, k, v = attention.qkv(x, 1).chunk(3, dim=-1)
+    heads = []
+    for i in range(3):
+        part = slice(8 * i, 8 * i + 8)
+        scores = q[..., part] @ k[..., part].mT / math.sqrt(8)
+        heads.append(scores.softmax(-1) @ v[..., part])
+    expected = attention.proj(torch.cat(heads, -1), 1)
+    torch.testing.assert_close(attention(x, 1), expected)
+
+
+def test_other_sizes() -> None:
+    model = classifier()
+    randomise(model)
+    table = model.embed.position_table
+    assert model.embed.positions(4, 4) is table
+    resized = model.embed.positions(3, 6)
+    assert resized.shape == (1, 19, 24)
+    assert torch.equal(resized[:, 0], table[:, 0])
+    assert model(torch.randn(2, 3, 6, 12)).shape == (2, 5)
+
+
+def test_a_constant_table_stays_constant() -> None:
+    model = classifier()
+    torch.nn.init.constant_(model.embed.position_table, 0.5)
+    resized = model.embed.positions(7, 2)
+    torch.testing.assert_close(resized, torch.full_like(resized, 0.5))
+
+
+def test_loss_of_hard_and_soft_labels() -> None:
+    model = classifier(label_smoothing=0.1)
+    randomise(model)
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 4, 2])
+    one_hot = F.one_hot(labels, 5).float()
+    logs = model(images).log_softmax(-1)
+    expected = -((0.9 * one_hot + 0.1 / 5) * logs).sum(-1).mean()
+    for given in (labels, one_hot):
+        loss = model(images, given, mode='loss')['loss']
+        torch.testing.assert_close(loss, expected)
+
+
+def test_predictions() -> None:
+    model = classifier()
+    randomise(model)
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 4, 2])
+    results = model(images, labels, mode='predict')
+    scores = torch.stack([result['pred_scores'] for result in results])
+    torch.testing.assert_close(scores, model(images).softmax(-1))
+    for result, label in zip(results, labels, strict=True):
+        assert result['pred_label'] == result['pred_scores'].argmax()
+        assert result['gt_label'] == label
+    assert 'gt_label' not in model(images, mode='predict')[0]
+
+
+def test_starts_from_equal_chances() -> None:
+    assert not classifier()(torch.randn(2, 3, 8, 8)).any()
+
+
+def statistics(model: ViTClassifier) -> dict[str, tuple[float, float]]:
+    """Largest entry and standard deviation of every parameter."""
+    return {
+        name: (float(p.detach().abs().max()), float(p.detach().std()))
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize('mode', ['dense', 'lors'])
+def test_initial_values(mode: str) -> None:
+    """The law of the release; drawn twice it is the same law."""
+    model = ViTClassifier(
+        10, num_layers=2, stacks={
+            name: {'mode': mode, 'rank': 32} for name in ('attention', 'ffn')
+        },
+    )  # fmt: skip
+    first = statistics(model)
+    randomise(model)
+    model.reset_parameters()
+    second = statistics(model)
+    assert first.keys() == second.keys()
+    for stats in (first, second):
+        for name, (largest, std) in stats.items():
+            if re.search(r'private_b|bias|class_token|^head', name):
+                assert largest == 0, name
+            elif 'norm' in name:
+                assert (largest, std) == (1, 0), name
+            elif 'private_a' in name:
+                fan_in = 768 if 'fc2' in name else 192
+                assert largest <= math.sqrt(6 / fan_in)
+                assert std == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)
+            elif 'ffn' in name:
+                assert largest <= math.sqrt(6 / 960)
+                assert std == pytest.approx(math.sqrt(2 / 960), rel=0.05)
+            elif name == 'embed.projection.weight':
+                assert std == pytest.approx(math.sqrt(1 / 48), rel=0.05)
+            else:
+                assert std == pytest.approx(0.02, rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'patch_size': 3},
+            'model.patch_size=3: expected a divisor of model.img_size=8',
+        ),
+        (
+            {'num_heads': 5},
+            'model.num_heads=5: expected a divisor of model.embed_dims=24',
+        ),
+        (
+            {'num_layers': 0},
+            'model.num_layers=0: expected an integer of at least 1',
+        ),
+        (
+            {'num_classes': 0},
+            'model.num_classes=0: expected an integer of at least 1',
+        ),
+        (
+            {'in_channels': 0},
+            'model.in_channels=0: expected an integer of at least 1',
+        ),
+        (
+            {'label_smoothing': 1.5},
+            'model.label_smoothing=1.5: expected a number from 0 to 1',
+        ),
+        (
+            {'mixup': -1.0},
+            'model.mixup=-1.0: expected a number above 0, or 0 for no mixup',
+        ),
+        (
+            {'stacks': {'mlp': LORS}},
+            "model.stacks has ['mlp']: expected keys out of ['attention', "
+            "'ffn']",
+        ),
+        (
+            {'stacks': {'ffn': {'mode': 'lors', 'rank': 25}}},
+            'model.stacks.ffn.rank=25: expected values from 0 to 24',
+        ),
+        (
+            {'stacks': {'attention': {'mode': 'lors', 'rank': [1, 2]}}},
+            'model.stacks.attention.rank=[1, 2] has 2 entries: expected one '
+            'value, or one for each of the 3 layers',
+        ),
+    ],
+)
+def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        classifier(**changes)
+
+
+def test_wrong_type() -> None:
+    with pytest.raises(TypeError, match=r'model\.num_heads=1\.5: expected an'):
+        classifier(num_heads=1.5)
+
+
+def test_wrong_calls() -> None:
+    model = classifier()
+    with pytest.raises(ValueError, match=r'images of 8 x 7 pixels: expected'):
+        model(torch.zeros(1, 3, 8, 7))
+    with pytest.raises(ValueError, match="mode='loss' needs labels"):
+        model(torch.zeros(1, 3, 8, 8), mode='loss')
+    with pytest.raises(ValueError, match="mode='x': expected one of"):
+        model(torch.zeros(1, 3, 8, 8), mode='x')
+
+
+def test_a_checkpoint_of_another_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'model\.stacks\.attention: the ch'):
+        classifier('lors').load_state_dict(classifier('dense').state_dict())

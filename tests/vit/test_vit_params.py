@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As many parameters as the official DeiT-Tiny, part by part."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_files import GOLDEN_DIR
+
+from lors_det.lors import count_parameters
+from lors_det.vit import ViTClassifier
+
+PATTERN = 'expected_params*.json'
+OWN_DIR = Path(__file__).resolve().parents[1] / 'golden'
+#: Of the directory under test; of the project where that has none.
+FILES = sorted(GOLDEN_DIR.glob(PATTERN)) or sorted(OWN_DIR.glob(PATTERN))
+#: The release's table of positions, for images of 56 pixels.
+IMG_SIZE = 56
+RELEASE = {
+    'attn_kernel_size': 32,
+    'attn_kernel_groups': [1] * 9 + [2, 4, 6],
+    'ffn_kernel_size': 32,
+    'ffn_kernel_groups': [6, 4, 2] + [1] * 9,
+}
+
+#: Names of our parameters by the official name of a part.
+PARTS = {
+    'total_with_head': r'',
+    'backbone': r'(?!head\.)',
+    'patch_embed': r'embed\.projection\.',
+    'cls_token': r'embed\.class_token$',
+    'pos_embed': r'embed\.position_table$',
+    'final_norm': r'norm\.',
+    'head': r'head\.',
+    'encoder': r'encoder\.',
+    'encoder_layer_norms': r'encoder\.(attention|ffn)_norm\.',
+    'attn_lors': r'encoder\.attention\.',
+    'ffn_lors': r'encoder\.ffn\.',
+    'attn_shared': r'encoder\.attention\.\w+\.shared$',
+    'attn_private_AB': r'encoder\.attention\.\w+\.private_[ab]\.',
+    'attn_bias_per_layer': r'encoder\.attention\.\w+\.bias\.',
+    'ffn_shared': r'encoder\.ffn\.\w+\.shared$',
+    'ffn_private_AB': r'encoder\.ffn\.\w+\.private_[ab]\.',
+    'ffn_bias_per_layer': r'encoder\.ffn\.\w+\.bias\.',
+}
+
+
+def deit_tiny(cell: dict[str, Any] | None) -> ViTClassifier:
+    """DeiT-Tiny of the release's CIFAR-100 config, dense without a cell."""
+    stacks = {
+        name: {
+            'mode': 'lors',
+            'rank': cell[f'{key}_kernel_size'],
+            'num_param_groups': cell[f'{key}_kernel_groups'],
+        }
+        for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
+        if cell is not None
+    }
+    with torch.device('meta'):
+        return ViTClassifier(100, img_size=IMG_SIZE, stacks=stacks)
+
+
+def check(model: ViTClassifier, entry: dict[str, Any]) -> None:
+    """Compare every count that the entry has."""
+    expected = {
+        key: value
+        for key, value in entry.items()
+        if isinstance(value, int) and not key.endswith('_kernel_size')
+    }
+    found = {
+        part: sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if re.match(PARTS[part], name)
+        )
+        for part in expected
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_grid(path: Path) -> None:
+    for cell in json.loads(path.read_text()).get('vit_grid', []):
+        check(deit_tiny(cell), cell)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_deit_tiny(path: Path) -> None:
+    entry = json.loads(path.read_text()).get('deit_tiny_cifar100', {})
+    for mode, cell in (('dense', None), ('lors', RELEASE)):
+        check(deit_tiny(cell), entry.get(mode, {}))
+
+
+def test_encoder_of_the_paper() -> None:
+    dense, lors = deit_tiny(None), deit_tiny(RELEASE)
+    assert count_parameters(dense.encoder).total == 5_338_368
+    counts = count_parameters(lors.encoder)
+    assert counts.total == 2_536_704
+    assert counts.shared == 147_456 + 294_912
+    assert counts.private == 774_144 + 1_290_240
+    assert counts.dense == 0
