@@ -33,7 +33,7 @@ quality: $(INSTALLED)
 # One thread for each of two test processes: threads that wait for each other
 # on busy cores cost more than they bring.
 test: quality
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 demo: $(INSTALLED)
 	$(PY) tools/train.py $(DEMO) --work-dir $(OUT) --overwrite
