@@ -36,7 +36,7 @@ class Row:
         rest: Private rank of attention, offsets and FFN; 0 for dense.
         backbone: Type, depth (or depths), and what is special.
         epochs: Length, and where the rate drops.
-        pipeline: Third transform of the training pipeline after loading.
+        resize: Type of the transform that resizes in training.
     """
 
     stages: int = 6
@@ -144,11 +144,9 @@ def decoder_parameters(row: Row) -> int:
             (3 * c, c), (c, c), (offsets, c), (ffn, c), (c, ffn),
         )
     )  # fmt: skip
-    count += n * (8 + 4 * 2 * c + 2 * c)  # tau; norms of steps and branches
+    count += n * (8 + 5 * 2 * c)  # tau; norms of three steps, two branches
     count += n * 2 * (c * c + c)  # hidden layers of the branches
     count += n * (c + 1) * (row.classes + 4)
-    count -= n * 2 * c  # attention, mixing, FFN: three norms, not four
-    count += n * 2 * c  # two branches: two norms, not one
     width = c // row.groups
     count += generated(width, width, row) + generated(p_out, row.points, row)
     count += matrix(c, c * p_out, n, row.out, [row.out_rank] * n) + n * c

@@ -35,7 +35,6 @@ def batch(
         sample.gt_instances = InstanceData(
             bboxes=boxes, labels=torch.randint(0, 5, (num_boxes,))
         )
-        inputs[-1] = inputs[-1]
         samples.append(sample)
     return {'inputs': inputs, 'data_samples': samples}
 
