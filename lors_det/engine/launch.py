@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from urllib.error import URLError
 
@@ -115,6 +116,7 @@ def train(args: argparse.Namespace) -> None:
                 'of a run; --cfg-options load_from=CHECKPOINT starts from it'
             ) from error
         raise
+    del runner
     _leave()
 
 
@@ -149,6 +151,7 @@ def test(args: argparse.Namespace) -> None:
             DumpDetResults(out_file_path=args.out)
         )
     runner.test()
+    del runner
     _leave()
 
 
@@ -205,12 +208,15 @@ def _build_runner(cfg: Config) -> Runner:
 
 
 def _leave() -> None:
-    """Leave the process group together.
+    """Leave the process group together, and end its threads.
 
-    Over gloo, a process that is still reading when another one exits aborts.
+    The group's threads end with its last reference, and the wrapped model,
+    part of a cycle, holds one. A thread that is left over aborts the process
+    if it frees a tensor while the interpreter shuts down.
     """
     if dist.is_initialized():
         dist.barrier()
+        gc.collect()
         dist.destroy_process_group()
 
 
