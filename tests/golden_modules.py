@@ -23,6 +23,7 @@ from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
 from lors_det.adamixer.sampling import (
     AdaptiveSampling,
+    Pyramid,
     level_weights,
     sample_3d,
 )
@@ -97,8 +98,9 @@ def sampling(golden: Golden) -> Iterator[Comparison]:
     recorded = golden['in/sample_points'].requires_grad_()
     points = recorded.squeeze(2).unflatten(2, (config['n_groups'], -1))
 
-    sampled = sample_3d(feats, points, config['featmap_strides'])
-    weights = level_weights(recorded[..., 2], config['featmap_strides'])
+    pyramid = Pyramid.build(feats, config['featmap_strides'])
+    sampled = sample_3d(pyramid, points)
+    weights = level_weights(recorded[..., 2], pyramid.strides)
 
     yield Comparison(
         'outputs',
@@ -118,7 +120,6 @@ def adaptive_sampling(golden: Golden) -> Iterator[Comparison]:
         config['content_dim'],
         config['n_groups'],
         config['in_points'],
-        config['featmap_strides'],
     )
     pairs = list(decoder_pairs(layout_of(config, True, 1)))
     model = Recorded(
@@ -128,9 +129,10 @@ def adaptive_sampling(golden: Golden) -> Iterator[Comparison]:
     feats = golden.levels()
     xyzr = golden['in/query_xyzr'].requires_grad_()
     content = golden['in/query_content'].requires_grad_()
+    pyramid = Pyramid.build(feats, config['featmap_strides'])
 
     found = {
-        'sampled': module(feats, content, xyzr, 0),
+        'sampled': module(pyramid, content, xyzr, 0),
         'offset': module.offsets(content, 0),
         'sample_points': module.points(content, xyzr, 0).flatten(2, 3)[
             :, :, None
@@ -158,7 +160,6 @@ def initial_grid(golden: Golden) -> Iterator[Comparison]:
             config['content_dim'],
             config['n_groups'],
             in_points,
-            config['featmap_strides'],
         )
         for stage in range(2):
             offsets = module.offsets
@@ -236,7 +237,7 @@ def stage_attention(golden: Golden) -> Iterator[Comparison]:
     num_fcs = config.get('num_cls_fcs', 1), config.get('num_reg_fcs', 1)
     heads = PredictionHeads(1, dim, config['num_classes'], *num_fcs)
     sampling = AdaptiveSampling(
-        1, dim, config['n_groups'], config['in_points'], (4, 8, 16, 32)
+        1, dim, config['n_groups'], config['in_points']
     )
     model = Recorded(
         list(decoder_pairs(layout_of(config, True, 1))),

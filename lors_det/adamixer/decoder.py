@@ -17,7 +17,7 @@ from lors_det.adamixer.geometry import (
 )
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.sampling import AdaptiveSampling
+from lors_det.adamixer.sampling import AdaptiveSampling, Pyramid
 from lors_det.lors.config import check_at_least
 
 STACKS = (
@@ -71,6 +71,8 @@ class AdaMixerDecoder(nn.Module):
             step (``attention``, ``offsets``, ``mixing_kernels``,
             ``mixing_out_proj``, ``ffn``, ``heads``); each a dict with the
             fields of `StackConfig`. Steps that are not named are dense.
+        recompute: What training computes again in the backward pass instead
+            of keeping it in memory (`AdaptiveMixing`).
 
     Raises:
         TypeError: If a size or an entry of ``stacks`` has a wrong type.
@@ -91,6 +93,7 @@ class AdaMixerDecoder(nn.Module):
         num_reg_fcs: int = 1,
         strides: Sequence[int] = (4, 8, 16, 32),
         stacks: Mapping[str, Any] | None = None,
+        recompute: str = 'none',
     ) -> None:
         super().__init__()
         sizes = {
@@ -130,12 +133,13 @@ class AdaMixerDecoder(nn.Module):
             num_stages, embed_dims, num_heads, stacks.get('attention')
         )
         self.sampling = AdaptiveSampling(
-            num_stages, embed_dims, num_groups, in_points, self.strides,
+            num_stages, embed_dims, num_groups, in_points,
             stacks.get('offsets'),
         )  # fmt: skip
         self.mixing = AdaptiveMixing(
             num_stages, embed_dims, num_groups, in_points, out_points,
             stacks.get('mixing_kernels'), stacks.get('mixing_out_proj'),
+            recompute,
         )  # fmt: skip
         self.ffn = FeedForward(
             num_stages, embed_dims, feedforward_channels, stacks.get('ffn')
@@ -169,25 +173,22 @@ class AdaMixerDecoder(nn.Module):
         Returns:
             What every stage predicts, first to last.
         """
+        pyramid = Pyramid.build(feats, self.strides)
         outputs = []
         for stage in range(self.num_stages):
-            output = self.forward_stage(feats, content, xyzr, stage)
+            output = self.forward_stage(pyramid, content, xyzr, stage)
             outputs.append(output)
             # Content carries gradients from stage to stage, positions do not.
             content, xyzr = output.content, output.xyzr.detach()
         return outputs
 
     def forward_stage(
-        self,
-        feats: Sequence[Tensor],
-        content: Tensor,
-        xyzr: Tensor,
-        stage: int,
+        self, pyramid: Pyramid, content: Tensor, xyzr: Tensor, stage: int
     ) -> StageOutput:
         """Run one stage.
 
         Args:
-            feats: One (B, C, H_l, W_l) per pyramid level.
+            pyramid: What the queries sample.
             content: (B, N, C) query content.
             xyzr: (B, N, 4) query positions.
             stage: Index of the stage, from 0.
@@ -196,7 +197,7 @@ class AdaMixerDecoder(nn.Module):
             What the stage predicts.
         """
         content = self.attention(content, xyzr, stage)
-        sampled = self.sampling(feats, content, xyzr, stage)
+        sampled = self.sampling(pyramid, content, xyzr, stage)
         content = self.mixing(sampled, content, stage)
         content = self.ffn(content, stage)
         cls_logits, delta = self.heads(content, stage)

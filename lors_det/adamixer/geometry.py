@@ -98,12 +98,12 @@ def position_embedding(xyzr: Tensor, dim: int) -> Tensor:
         (..., C): blocks of C/4 for x/1000, y/1000, z, r; in a block sine and
         cosine interleave and pair j has the frequency 10000^(-2j / (C/4)).
     """
-    unit = xyzr.new_tensor([1000.0, 1000.0, 1.0, 1.0])
+    unit = torch.cat([xyzr[..., :2] / 1000, xyzr[..., 2:]], dim=-1)
     block = dim // 4
     exponent = (
         torch.arange(0, block, 2, dtype=xyzr.dtype, device=xyzr.device) / block
     )
-    angle = (xyzr / unit)[..., None] * 10000**-exponent  # (..., 4, C/8)
+    angle = unit[..., None] * 10000**-exponent  # (..., 4, C/8)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
 
 

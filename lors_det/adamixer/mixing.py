@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lors_det.adamixer.init import xavier_reset
 from lors_det.lors import AdaptiveStack, StackedLayerNorm, StackedLinear
+
+RECOMPUTE = {
+    'none': 'nothing',
+    'activations': 'what the generated matrices give, and its norms',
+    'kernels': 'the generated matrices too',
+}
 
 
 class AdaptiveMixing(nn.Module):
@@ -27,9 +38,11 @@ class AdaptiveMixing(nn.Module):
         out_points: Number P_out of points after spatial mixing.
         kernels: Where the generated matrices come from (`StackConfig`).
         out_proj: Where the output projection comes from (`StackConfig`).
+        recompute: What the backward pass computes again instead of keeping
+            it (`RECOMPUTE`).
 
     Raises:
-        ValueError: If C is not divisible by G.
+        ValueError: If C is not divisible by G, or ``recompute`` is unknown.
     """
 
     def __init__(
@@ -41,13 +54,20 @@ class AdaptiveMixing(nn.Module):
         out_points: int,
         kernels: object = None,
         out_proj: object = None,
+        recompute: str = 'none',
     ) -> None:
         super().__init__()
+        if recompute not in RECOMPUTE:
+            raise ValueError(
+                f'decoder.recompute={recompute!r}: expected one of '
+                f'{list(RECOMPUTE)}'
+            )
         if embed_dims % num_groups:
             raise ValueError(
                 f'decoder.embed_dims={embed_dims} is not divisible by '
                 f'decoder.num_groups={num_groups}'
             )
+        self.recompute = recompute
         width = embed_dims // num_groups
         key = 'decoder.stacks.mixing_kernels'
         self.channel = AdaptiveStack(
@@ -104,10 +124,27 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C).
         """
-        x = sampled @ self.channel(content, stage)  # (B, N, G, P_in, C/G)
-        x = normalise(x).relu()
-        x = self.spatial(content, stage) @ x  # (B, N, G, P_out, C/G)
-        x = normalise(x).relu()
+        if self.recompute == 'none' or not torch.is_grad_enabled():
+            return self._mix(sampled, content, stage)
+        if self.recompute == 'kernels':
+            return _recomputed(self._mix, sampled, content, stage)
+        return _recomputed(
+            self._blend, sampled, self.channel(content, stage),
+            self.spatial(content, stage), stage,
+        )  # fmt: skip
+
+    def _mix(self, sampled: Tensor, content: Tensor, stage: int) -> Tensor:
+        """Generate and apply the matrices, project."""
+        x = self.channel.row_product(sampled, content, stage)
+        x = self.spatial.column_product(normalise(x).relu_(), content, stage)
+        return self.out_proj(normalise(x).relu_().flatten(2), stage)
+
+    def _blend(
+        self, sampled: Tensor, channel: Tensor, spatial: Tensor, stage: int
+    ) -> Tensor:
+        """Apply matrices, project."""
+        x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
+        x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
         return self.out_proj(x.flatten(2), stage)
 
 
@@ -121,3 +158,11 @@ def normalise(x: Tensor) -> Tensor:
         The same shape.
     """
     return F.layer_norm(x, x.shape[-2:])
+
+
+def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call a function; keep its arguments alone for the backward pass."""
+    out: Tensor = checkpoint(
+        function, *args, use_reentrant=False, preserve_rng_state=False
+    )
+    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,56 @@ from lors_det.lors import StackedLinear
 LEVEL_TAU = 2.0
 
 
-def level_weights(z: Tensor, strides: Sequence[int]) -> Tensor:
+class Pyramid(NamedTuple):
+    """A feature pyramid in the order in which points read it.
+
+    Args:
+        cells: (B, T, C), the cells of all levels row by row, each with its
+            channels next to each other; at least float32.
+        heights: (levels) cells.
+        widths: (levels) cells.
+        starts: (levels) index of a level's first cell.
+        strides: (levels) in pixels.
+    """
+
+    cells: Tensor
+    heights: Tensor
+    widths: Tensor
+    starts: Tensor
+    strides: Tensor
+
+    @classmethod
+    def build(cls, feats: Sequence[Tensor], strides: Sequence[int]) -> Pyramid:
+        """Lay out the levels.
+
+        Args:
+            feats: One (B, C, H_l, W_l) per level.
+            strides: Stride of every level in pixels.
+
+        Raises:
+            ValueError: If the number of levels differs from that of the
+                strides.
+        """
+        if len(feats) != len(strides):
+            raise ValueError(
+                f'decoder.strides={list(strides)}: the neck gives '
+                f'{len(feats)} levels, expected one stride for each'
+            )
+        cells = torch.cat([feat.flatten(2).mT for feat in feats], dim=1)
+        heights = [feat.shape[2] for feat in feats]
+        widths = [feat.shape[3] for feat in feats]
+        sizes = [h * w for h, w in zip(heights, widths, strict=True)]
+        starts = [sum(sizes[:level]) for level in range(len(sizes))]
+        # Filled on the device: copying from the host would wait for it, and
+        # cannot be recorded in a CUDA graph.
+        numbers = [
+            torch.stack([cells.new_full((), n, dtype=torch.long) for n in row])
+            for row in (heights, widths, starts, strides)
+        ]
+        return cls(at_least_float32(cells), *numbers)
+
+
+def level_weights(z: Tensor, strides: Tensor) -> Tensor:
     """Softly assign points to pyramid levels by their scale.
 
     Source: AdaMixer (arXiv:2203.16507), "Adaptive location
@@ -25,72 +75,88 @@ def level_weights(z: Tensor, strides: Sequence[int]) -> Tensor:
 
     Args:
         z: (...) log2 of a point's scale in pixels.
-        strides: Stride of every level in pixels.
+        strides: (levels) stride of every level in pixels.
 
     Returns:
         (..., levels), which sums to 1 over the levels.
     """
-    level = z.new_tensor([math.log2(stride) for stride in strides])
-    distance = (z[..., None] - level) ** 2
+    distance = (z[..., None] - strides.to(z.dtype).log2()) ** 2
     return (-distance / LEVEL_TAU).softmax(-1)
 
 
-def sample_3d(
-    feats: Sequence[Tensor], points: Tensor, strides: Sequence[int]
-) -> Tensor:
+def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
     """Sample a feature pyramid at points of continuous position and scale.
 
     Bilinear in a level with zeros outside the (padded) map and pixel centres
-    at half-integers, then a weighted sum over the levels.
+    at half-integers, then a weighted sum over the levels: one weighted sum of
+    4 cells of every level, gathered in one pass.
 
     Source: AdaMixer (arXiv:2203.16507), "Adaptive location
     sampling", sampling in the 3D feature space.
 
     Args:
-        feats: One (B, C, H_l, W_l) per level.
+        pyramid: With C channels.
         points: (B, N, G, P, 3): x, y in pixels, z = log2 of the scale in
             pixels. Group g samples the g-th block of C/G channels.
-        strides: Stride of every level in pixels.
 
     Returns:
         (B, N, G, P, C/G) in at least float32.
 
     Raises:
-        ValueError: If the number of levels differs from that of the strides,
-            or C is not divisible by G.
+        ValueError: If C is not divisible by G.
     """
-    if len(feats) != len(strides):
-        raise ValueError(
-            f'decoder.strides={list(strides)}: the neck gives {len(feats)} '
-            'levels, expected one stride for each'
-        )
+    points = at_least_float32(points)
     batch, _, num_groups = points.shape[:3]
-    if feats[0].shape[1] % num_groups:
+    num_cells, channels = pyramid.cells.shape[1:]
+    if channels % num_groups:
         raise ValueError(
-            f'{feats[0].shape[1]} feature channels are not divisible by '
+            f'{channels} feature channels are not divisible by '
             f'decoder.num_groups={num_groups}'
         )
-    points = at_least_float32(points)
-    weights = level_weights(points[..., 2], strides)  # (B, N, G, P, levels)
-    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
-    xy = points[..., :2].transpose(1, 2).flatten(0, 1)  # (B * G, N, P, 2)
+    x, y, z = points.unbind(-1)
+    columns, x_weights = _neighbours(x, pyramid.strides, pyramid.widths)
+    rows, y_weights = _neighbours(y, pyramid.strides, pyramid.heights)
+    y_weights = y_weights * level_weights(z, pyramid.strides)[..., None]
+    weights = y_weights[..., :, None] * x_weights[..., None, :]
 
-    sampled: Tensor | float = 0.0
-    for level, (feat, stride) in enumerate(zip(feats, strides, strict=True)):
-        height, width = feat.shape[-2:]
-        size = xy.new_tensor([width * stride, height * stride])
-        at_level = F.grid_sample(
-            at_least_float32(feat).reshape(
-                batch * num_groups, -1, height, width
-            ),
-            2 * xy / size - 1,
-            mode='bilinear',
-            padding_mode='zeros',
-            align_corners=False,
-        )  # (B * G, C / G, N, P)
-        sampled = sampled + at_level * weights[..., level]
-    assert isinstance(sampled, Tensor)
-    return sampled.unflatten(0, (batch, num_groups)).permute(0, 3, 1, 4, 2)
+    # Cell (b, t) of group g is row (b T + t) G + g of the table.
+    first = pyramid.starts[:, None] + rows * pyramid.widths[:, None]
+    cells = first[..., :, None] + columns[..., None, :]
+    images = torch.arange(batch, device=points.device) * num_cells
+    groups = torch.arange(num_groups, device=points.device)
+    cells = cells + images.view(-1, 1, 1, 1, 1, 1, 1)
+    index = cells * num_groups + groups.view(-1, 1, 1, 1, 1)
+    sampled = F.embedding_bag(
+        index.flatten(0, 3).flatten(1),  # (B N G P, 4 levels)
+        pyramid.cells.view(-1, channels // num_groups),
+        per_sample_weights=weights.flatten(0, 3).flatten(1),
+        mode='sum',
+    )
+    return sampled.view(*points.shape[:-1], -1)
+
+
+def _neighbours(
+    position: Tensor, strides: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two cells next to a position, along one axis of every level.
+
+    Args:
+        position: (...) in pixels.
+        strides: (levels) in pixels.
+        sizes: (levels) number of cells.
+
+    Returns:
+        Indices and weights (..., levels, 2); a cell outside the map has the
+        weight zero and the index of one inside.
+    """
+    position = position[..., None] / strides - 0.5
+    low = position.floor()
+    share = position - low
+    index = torch.stack([low, low + 1], dim=-1).long()
+    weights = torch.stack([1 - share, share], dim=-1)
+    last = sizes[:, None] - 1
+    inside = (index >= 0) & (index <= last)
+    return index.clamp(min=0).minimum(last), weights * inside
 
 
 class AdaptiveSampling(nn.Module):
@@ -107,7 +173,6 @@ class AdaptiveSampling(nn.Module):
         embed_dims: Size C of a query's content.
         num_groups: Number G of channel groups.
         in_points: Number P_in of points of a group.
-        strides: Stride of every pyramid level in pixels.
         stack: Where the stages' maps come from (`StackConfig`).
     """
 
@@ -117,13 +182,11 @@ class AdaptiveSampling(nn.Module):
         embed_dims: int,
         num_groups: int,
         in_points: int,
-        strides: Sequence[int],
         stack: object = None,
     ) -> None:
         super().__init__()
         self.num_groups = num_groups
         self.in_points = in_points
-        self.strides = tuple(strides)
         self.offsets = StackedLinear(
             num_stages,
             embed_dims,
@@ -174,16 +237,12 @@ class AdaptiveSampling(nn.Module):
         return xyzr[:, :, None, None, :3] + offset * unit[:, :, None, None]
 
     def forward(
-        self,
-        feats: Sequence[Tensor],
-        content: Tensor,
-        xyzr: Tensor,
-        stage: int,
+        self, pyramid: Pyramid, content: Tensor, xyzr: Tensor, stage: int
     ) -> Tensor:
         """Sample the pyramid for every query.
 
         Args:
-            feats: One (B, C, H_l, W_l) per level.
+            pyramid: What to sample.
             content: (B, N, C) query content.
             xyzr: (B, N, 4) query positions.
             stage: Index of the stage, from 0.
@@ -191,6 +250,4 @@ class AdaptiveSampling(nn.Module):
         Returns:
             (B, N, G, P_in, C/G).
         """
-        return sample_3d(
-            feats, self.points(content, xyzr, stage), self.strides
-        )
+        return sample_3d(pyramid, self.points(content, xyzr, stage))

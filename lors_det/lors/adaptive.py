@@ -7,6 +7,7 @@ import math
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lors_det.lors.config import StackConfig, check_at_least
@@ -66,6 +67,7 @@ class AdaptiveStack(Stack):
         check_at_least(
             1, query_dim=query_dim, num_groups=num_groups, rows=rows, cols=cols
         )
+        self.query_dim = query_dim
         self.num_groups = num_groups
         self.rows = rows
         self.cols = cols
@@ -129,37 +131,176 @@ class AdaptiveStack(Stack):
         Returns:
             (..., G, rows, cols).
         """
-        if self.dense:
-            return self._full(self.dense[layer], query)
+        if self.cheapest(_count(query), layer) == 'generator':
+            return self._generate(*self.generator(layer), query)
+        full = self._full(query, layer)
+        if str(layer) not in self.core:
+            assert full is not None
+            return full
+        return _add_product(full, *self._factors(query, layer))
+
+    def row_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
+        """Multiply rows by the matrices of one layer: ``x W(q)``.
+
+        Args:
+            x: (..., G, n, rows).
+            query: (..., C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (..., G, n, cols).
+        """
+        if self.cheapest(_count(query), layer, x.shape[-2]) != 'result':
+            return x @ self(query, layer)
+        full = self._full(query, layer)
+        left, right = self._factors(query, layer)
+        base = None if full is None else x @ full
+        return _add_product(base, x @ left, right)
+
+    def column_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
+        """Multiply columns by the matrices of one layer: ``W(q) x``.
+
+        Args:
+            x: (..., G, cols, n).
+            query: (..., C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (..., G, rows, n).
+        """
+        if self.cheapest(_count(query), layer, x.shape[-1]) != 'result':
+            return self(query, layer) @ x
+        full = self._full(query, layer)
+        left, right = self._factors(query, layer)
+        base = None if full is None else full @ x
+        return _add_product(base, left, right @ x)
+
+    def cheapest(
+        self, num_queries: int, layer: int, num_vectors: int | None = None
+    ) -> str:
+        """Choose where the low-rank terms are added, by multiply-adds.
+
+        The generators are linear in the query, so that the terms can be added
+        to the shared generator itself, once for all queries; to the matrices
+        of every query; or to what these give, without building the sum.
+
+        Args:
+            num_queries: Number of queries, of all images.
+            layer: Index of the layer, from 0.
+            num_vectors: Number of rows or columns that every matrix is
+                multiplied by; None if the matrices are wanted.
+
+        Returns:
+            ``generator``, ``matrices`` or ``result``.
+        """
+        num_terms, r = self.sizes[layer]
+        low = num_terms * r
+        area = self.rows * self.cols
+        # All counts are of one group.
+        full = area * self.query_dim  # to generate a whole matrix
+        use = area * (num_vectors or 0)
+        base = 0 if self._full_generator(layer) is None else 1
+        kernels = low * r * self.query_dim
+        inner = low * r * self.cols
+        sums = inner + low * area
+        costs = {
+            'matrices': num_queries * (base * full + kernels + sums + use),
+            'generator': num_queries * (full + use)
+            + (self.query_dim + 1) * sums,
+        }
+        if num_vectors is not None:
+            applied = low * num_vectors * (self.rows + self.cols)
+            costs['result'] = num_queries * (
+                base * (full + use) + kernels + inner + applied
+            )
+        best = 'matrices'
+        for place, cost in costs.items():  # torch.compile knows no min by key
+            if cost < costs[best]:
+                best = place
+        return best
+
+    def generator(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Build the one linear generator of a layer's matrices.
+
+        Args:
+            layer: Index of the layer, from 0.
+
+        Returns:
+            Weight (G * rows * cols, C) and bias (G * rows * cols).
+        """
+        full = self._full_generator(layer)
         name = str(layer)
         if name not in self.core:
-            assert self.shared is not None
-            return self._full(self.shared, query)
-        private = self._private(query, name)
-        if self.shared is None:
-            return private
-        return self._full(self.shared, query) + private
-
-    def _full(self, generator: nn.Module, query: Tensor) -> Tensor:
-        sizes = (self.num_groups, self.rows, self.cols)
-        matrices: Tensor = generator(query).unflatten(-1, sizes)
-        return matrices
-
-    def _private(self, query: Tensor, name: str) -> Tensor:
-        """Sum the low-rank terms: one product over (k, r) makes the sum.
-
-        Multiplying L into the small kernels first leaves a product whose
-        other side, R, is the same for all queries: one large matrix product
-        per group.
-        """
-        left, right = self.left[name], self.right[name]
-        num_groups, num_terms, _, r = left.shape
-        kernels = self.core[name](query)  # (..., G * K * r * r)
-        kernels = kernels.unflatten(-1, (num_groups, num_terms, r, r))
-        left = torch.einsum('gkir,...gkrs->...giks', left, kernels)
-        return torch.einsum(
-            '...gim,gmj->...gij', left.flatten(-2), right.flatten(1, 2)
+            assert full is not None
+            return full.weight, full.bias
+        core = self.core[name]
+        assert isinstance(core, nn.Linear)
+        weight = self._add_terms(
+            None if full is None else full.weight, core.weight, name
         )
+        bias = self._add_terms(
+            None if full is None else full.bias[:, None],
+            core.bias[:, None],
+            name,
+        )
+        return weight, bias[:, 0]
+
+    def _add_terms(
+        self, base: Tensor | None, kernels: Tensor, name: str
+    ) -> Tensor:
+        """Add L E R to a generator, column by column of its weight.
+
+        Args:
+            base: (G * rows * cols, n), or None for zero.
+            kernels: (G * K * r * r, n), the generator of E.
+            name: Name of the layer.
+
+        Returns:
+            (G * rows * cols, n).
+        """
+        num_groups, num_terms, _, r = self.left[name].shape
+        kernels = kernels.unflatten(0, (num_groups, num_terms, r, r))
+        # (G, K, 1, cols, r) @ (G, K, r, r, n): R from the right
+        right = self.right[name].mT[:, :, None] @ kernels
+        right = right.flatten(3).flatten(1, 2)  # (G, K r, cols * n)
+        if base is not None:
+            base = base.view(num_groups, self.rows, -1)
+        return _add_product(base, self._left(name), right).view(
+            -1, kernels.shape[-1]
+        )
+
+    def _full_generator(self, layer: int) -> nn.Linear | None:
+        """The generator of whole matrices, if the mode has one."""
+        full = self.dense[layer] if self.dense else self.shared
+        assert full is None or isinstance(full, nn.Linear)
+        return full
+
+    def _full(self, query: Tensor, layer: int) -> Tensor | None:
+        full = self._full_generator(layer)
+        if full is None:
+            return None
+        return self._generate(full.weight, full.bias, query)
+
+    def _generate(self, weight: Tensor, bias: Tensor, query: Tensor) -> Tensor:
+        matrices = F.linear(query, weight, bias)
+        return matrices.unflatten(-1, (self.num_groups, self.rows, self.cols))
+
+    def _left(self, name: str) -> Tensor:
+        """L of all terms side by side: (G, rows, K r)."""
+        return self.left[name].transpose(1, 2).flatten(2)
+
+    def _factors(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Two factors whose product is the sum of the low-rank terms.
+
+        Returns:
+            L (G, rows, K r) and E(q) R (..., G, K r, cols).
+        """
+        name = str(layer)
+        factor = self.right[name]
+        num_groups, num_terms, r, _ = factor.shape
+        kernels = self.core[name](query)
+        kernels = kernels.unflatten(-1, (num_groups, num_terms, r, r))
+        return self._left(name), (kernels @ factor).flatten(-3, -2)
 
     def private_ranks(self, shapes: Shapes) -> dict[int, str]:
         """See `Stack.private_ranks`."""
@@ -168,3 +309,27 @@ class AdaptiveStack(Stack):
             for name, shape in shapes.items()
             if name.startswith('left.')
         }
+
+
+def _count(query: Tensor) -> int:
+    """Number of queries of a tensor (..., C)."""
+    return math.prod(query.shape[:-1])
+
+
+def _add_product(base: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Sum ``base + left @ right`` without building the product by itself.
+
+    Args:
+        base: (..., rows, cols), or None for zero.
+        left: (..., rows, n), fewer leading axes where it is the same for all.
+        right: (..., n, cols), the same.
+
+    Returns:
+        (..., rows, cols).
+    """
+    if base is None:
+        return left @ right
+    lead = base.shape[:-2]
+    left = left.expand(*lead, -1, -1).flatten(0, -3)
+    right = right.expand(*lead, -1, -1).flatten(0, -3)
+    return torch.baddbmm(base.flatten(0, -3), left, right).view(base.shape)

@@ -150,7 +150,30 @@ class StackedLinear(Stack):
             (..., out_features).
         """
         bias = self.bias[layer] if self.bias else None
-        return F.linear(x, self.weight(layer), bias)
+        num_rows = math.prod(x.shape[:-1])
+        if not self.is_applied(num_rows, layer):
+            return F.linear(x, self.weight(layer), bias)
+        name = str(layer)
+        low = F.linear(F.linear(x, self.private_a[name]), self.private_b[name])
+        if self.shared is None:
+            return low if bias is None else low + bias
+        return F.linear(x, self.shared, bias) + low
+
+    def is_applied(self, num_rows: int, layer: int) -> bool:
+        """Choose by multiply-adds: apply the low-rank part, or sum up first.
+
+        Args:
+            num_rows: Number of inputs.
+            layer: Index of the layer, from 0.
+
+        Returns:
+            Whether ``B (A x)`` is cheaper than ``B A``.
+        """
+        applied = num_rows * (self.in_features + self.out_features)
+        summed = self.in_features * self.out_features
+        if self.shared is None:
+            summed += num_rows * summed
+        return str(layer) in self.private_a and applied < summed
 
     def private_ranks(self, shapes: Shapes) -> dict[int, str]:
         """See `Stack.private_ranks`; K and r are stored as their product."""

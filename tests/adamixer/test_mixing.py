@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from factories import randomise, stacks
 
-from lors_det.adamixer.mixing import AdaptiveMixing
+from lors_det.adamixer.mixing import RECOMPUTE, AdaptiveMixing
 from lors_det.lors import MODES
 
 
@@ -67,3 +69,44 @@ def test_errors() -> None:
         ValueError, match=r'embed_dims=16 is not divisible by decoder.num_gr'
     ):
         AdaptiveMixing(1, 16, 3, 4, 6)
+
+
+def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
+    """Bytes that are kept for the backward pass, parameters aside."""
+    kept = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch.nn.Parameter):
+            storage = x.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = function()
+    out.sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_recomputing_changes_nothing_but_memory(mode: str) -> None:
+    module = mixing(mode).double()
+    randomise(module)
+    x = torch.randn(1, 5, 2, 4, 8, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(1, 5, 16, dtype=torch.float64, requires_grad=True)
+    kept, found = [], []
+    for recompute in RECOMPUTE:
+        module.recompute = recompute
+        out = module(x, query, 1)
+        # Stages share no parameter with each other in the dense mode.
+        used = [x, query, *module.parameters()]
+        grads = torch.autograd.grad(out.sum(), used, allow_unused=True)
+        found.append([out, *(g for g in grads if g is not None)])
+        kept.append(saved_bytes(lambda: module(x, query, 1)))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_unknown_recompute_is_an_error() -> None:
+    with pytest.raises(ValueError, match="recompute='all': expected one of"):
+        AdaptiveMixing(3, 16, 2, 4, 6, recompute='all')

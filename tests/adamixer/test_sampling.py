@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lors_det.adamixer.sampling import (
     AdaptiveSampling,
+    Pyramid,
     level_weights,
     sample_3d,
 )
@@ -52,18 +53,18 @@ def test_sample_3d_is_the_definition() -> None:
     points = points * torch.tensor([140.0, 100.0, 6.0]) - 20  # some outside
     points[..., 2] += 20
     torch.testing.assert_close(
-        sample_3d(feats, points, STRIDES), naive(feats, points)
+        sample_3d(Pyramid.build(feats, STRIDES), points), naive(feats, points)
     )
 
 
 def test_a_point_outside_is_zero() -> None:
     points = torch.tensor([500.0, -300.0, 3.0]).expand(1, 1, 2, 1, 3)
-    assert not sample_3d(pyramid(1), points, STRIDES).any()
+    assert not sample_3d(Pyramid.build(pyramid(1), STRIDES), points).any()
 
 
 def test_level_weights_peak_at_their_stride() -> None:
     z = torch.tensor([2.0, 3.0, 4.0, 5.0])
-    weights = level_weights(z, STRIDES)
+    weights = level_weights(z, torch.tensor(STRIDES))
     assert weights.argmax(-1).tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(weights.sum(-1), torch.ones(4))
 
@@ -76,12 +77,12 @@ def test_gradients() -> None:
     points = torch.rand(1, 2, 2, 3, 3, dtype=torch.float64)
     points = (points * torch.tensor([24.0, 16.0, 5.0])).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda p, *f: sample_3d(f, p, (4, 8)), (points, *feats)
+        lambda p, *f: sample_3d(Pyramid.build(f, (4, 8)), p), (points, *feats)
     )
 
 
 def test_initial_points_cover_the_box() -> None:
-    module = AdaptiveSampling(1, 32, 2, 16, STRIDES)
+    module = AdaptiveSampling(1, 32, 2, 16)
     xyzr = torch.tensor([[[50.0, 40.0, 4.0, 2.0]]])  # w = 8, h = 32
     points = module.points(torch.randn(1, 1, 32), xyzr, 0)[0, 0]
     assert points.shape == (2, 16, 3)
@@ -92,7 +93,7 @@ def test_initial_points_cover_the_box() -> None:
 
 
 def test_points_that_are_no_square_start_at_random() -> None:
-    module = AdaptiveSampling(2, 32, 2, 300, STRIDES)
+    module = AdaptiveSampling(2, 32, 2, 300)
     for bias in module.offsets.bias:
         offset = bias.view(2, 300, 3)
         assert (offset[..., 2] == -1).all()
@@ -105,8 +106,11 @@ def test_errors() -> None:
     with pytest.raises(
         ValueError, match=r'strides=\[4, 8\]: the neck gives 4'
     ):
-        sample_3d(pyramid(1), points, (4, 8))
+        Pyramid.build(pyramid(1), (4, 8))
     with pytest.raises(
         ValueError, match=r'32 feature channels .*num_groups=3'
     ):
-        sample_3d(pyramid(1), points.expand(-1, -1, 3, -1, -1), STRIDES)
+        sample_3d(
+            Pyramid.build(pyramid(1), STRIDES),
+            points.expand(-1, -1, 3, -1, -1),
+        )

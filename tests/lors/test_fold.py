@@ -8,7 +8,7 @@ import torch
 from factories import decoder, positions, pyramid, randomise
 from torch import nn
 
-from lors_det.lors import MODES, AdaptiveStack, StackedLinear, fold, lorsify
+from lors_det.lors import MODES, StackedLinear, fold, lorsify
 
 CONFIG = {'mode': 'lors', 'rank': 2}
 
@@ -91,32 +91,33 @@ def test_no_more_operations_than_dense() -> None:
 
 
 @pytest.mark.parametrize('mode', ['shared', 'private', 'lors'])
-def test_decoder_of_adamixer(mode: str) -> None:
-    """Static stacks become dense; generators of kernels stay."""
-    every = {
-        step: {'mode': mode, 'rank': 2}
-        for step in ('attention', 'offsets', 'mixing_out_proj', 'ffn', 'heads')
-    }
-    model = decoder(stacks=every)
+@pytest.mark.parametrize('generators', [False, True])
+def test_decoder_of_adamixer(mode: str, generators: bool) -> None:
+    """Static stacks become dense; generators of kernels on request."""
+    names = ['attention', 'offsets', 'mixing_out_proj', 'ffn', 'heads']
+    if generators:
+        names.append('mixing_kernels')
+    model = decoder(stacks={n: {'mode': mode, 'rank': 2} for n in names})
+    model.double()
     randomise(model)
-    dense = decoder(stacks={})
-    feats, xyzr = pyramid(2), positions(2, 7)
-    content = torch.randn(2, 7, 32)
-    expected = model(feats, content, xyzr)[0]
-    fold(model)
-    found = model(feats, content, xyzr)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    dense = decoder(stacks={}).double()
+    feats = [feat.double() for feat in pyramid(2)]
+    xyzr = positions(2, 7).double()
+    content = torch.randn(2, 7, 32, dtype=torch.float64)
+    expected = model(feats, content, xyzr)[-1]
+    fold(model, generators)
+    found = model(feats, content, xyzr)[-1]
+    torch.testing.assert_close(found, expected)
     dense.load_state_dict(model.state_dict())
-    found = dense(feats, content, xyzr)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    found = dense(feats, content, xyzr)[-1]
+    torch.testing.assert_close(found, expected)
 
 
-def test_what_cannot_be_folded_stays() -> None:
+def test_generators_stay_unless_asked_for() -> None:
     model = decoder()
     randomise(model)
     before = copy.deepcopy(model.mixing.spatial.state_dict())
     fold(model)
-    assert isinstance(model.mixing.spatial, AdaptiveStack)
     torch.testing.assert_close(model.mixing.spatial.state_dict(), before)
 
 

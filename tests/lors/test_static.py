@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lors_det.lors import MODES, StackedLinear
 
@@ -155,3 +156,25 @@ def test_loading_other_parts_leaves_a_stack_alone() -> None:
     assert all(
         torch.equal(v, before[k]) for k, v in layers.state_dict().items()
     )
+
+
+@pytest.mark.parametrize('mode', ['private', 'lors'])
+@pytest.mark.parametrize('num_rows', [1, 3, 4, 40])
+def test_low_rank_is_applied_where_that_is_cheaper(
+    mode: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = StackedLinear(1, 8, 6, {'mode': mode, 'rank': 2}).double()
+    torch.nn.init.normal_(layers.private_b['0'])
+    x = torch.randn(num_rows, 8, dtype=torch.float64)
+    chosen = layers.is_applied(num_rows, 0)
+    outputs, counts = {}, {}
+    for applied in (False, True):
+        with (
+            monkeypatch.context() as patch,
+            FlopCounterMode(display=False) as counter,
+        ):
+            patch.setattr(StackedLinear, 'is_applied', lambda *_, a=applied: a)
+            outputs[applied] = layers(x, 0)
+        counts[applied] = counter.get_total_flops()
+    torch.testing.assert_close(outputs[True], outputs[False])
+    assert counts[chosen] == min(counts.values()), counts
