@@ -73,6 +73,8 @@ class AdaMixerDecoder(nn.Module):
             fields of `StackConfig`. Steps that are not named are dense.
         recompute: What training computes again in the backward pass instead
             of keeping it in memory (`AdaptiveMixing`).
+        fused_mixing: Whether one kernel on the GPU applies the generated
+            matrices (`AdaptiveMixing`).
 
     Raises:
         TypeError: If a size or an entry of ``stacks`` has a wrong type.
@@ -94,6 +96,7 @@ class AdaMixerDecoder(nn.Module):
         strides: Sequence[int] = (4, 8, 16, 32),
         stacks: Mapping[str, Any] | None = None,
         recompute: str = 'none',
+        fused_mixing: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -118,6 +121,11 @@ class AdaMixerDecoder(nn.Module):
                 'decoder.num_reg_fcs': num_reg_fcs,
             },
         )
+        if not isinstance(fused_mixing, bool):
+            raise TypeError(
+                f'decoder.fused_mixing={fused_mixing!r}: expected True or '
+                'False'
+            )
         stacks = dict(stacks or {})
         unknown = sorted(set(stacks) - set(STACKS))
         if unknown:
@@ -139,7 +147,7 @@ class AdaMixerDecoder(nn.Module):
         self.mixing = AdaptiveMixing(
             num_stages, embed_dims, num_groups, in_points, out_points,
             stacks.get('mixing_kernels'), stacks.get('mixing_out_proj'),
-            recompute,
+            recompute, fused_mixing,
         )  # fmt: skip
         self.ffn = FeedForward(
             num_stages, embed_dims, feedforward_channels, stacks.get('ffn')

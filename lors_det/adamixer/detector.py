@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
@@ -36,9 +39,11 @@ class AdaMixer(BaseDetector):
             of queries if not given.
         data_preprocessor: Config of mmdet's ``DetDataPreprocessor``.
         init_cfg: mmengine's initialisation config.
+        compile: Whether backbone, neck and decoder run compiled; or the
+            options of ``torch.compile``, such as ``mode``.
 
     Raises:
-        TypeError: If a size has a wrong type.
+        TypeError: If a size or ``compile`` has a wrong type.
         ValueError: If a size is wrong, or neck and decoder do not fit.
     """
 
@@ -53,6 +58,7 @@ class AdaMixer(BaseDetector):
         test_cfg: OptConfigType = None,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__(
             data_preprocessor=data_preprocessor, init_cfg=init_cfg
@@ -71,6 +77,22 @@ class AdaMixer(BaseDetector):
         self._check_pyramid()
         self.queries = InitialQueries(num_queries, self.decoder.embed_dims)
         self.criterion = MODELS.build(criterion)
+        self._compile_parts(compile)
+
+    def _compile_parts(self, options: bool | Mapping[str, Any]) -> None:
+        """Compile all but the criterion, whose matching is not a graph."""
+        if options is True:
+            options = {}
+        if options is False:
+            return
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f'model.compile={options!r}: expected True, False or a dict '
+                'of options of torch.compile'
+            )
+        for part in (self.backbone, self.neck):
+            part.compile(**options)
+        self.decoder.compile(**{'fullgraph': True, **options})
 
     def _check_pyramid(self) -> None:
         """Refuse a neck that does not give what the decoder reads."""

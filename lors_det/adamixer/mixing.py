@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lors_det.adamixer.fused import fused_mixing
 from lors_det.adamixer.init import xavier_reset
 from lors_det.lors import AdaptiveStack, StackedLayerNorm, StackedLinear
 
@@ -40,6 +41,8 @@ class AdaptiveMixing(nn.Module):
         out_proj: Where the output projection comes from (`StackConfig`).
         recompute: What the backward pass computes again instead of keeping
             it (`RECOMPUTE`).
+        fused: Whether the generated matrices are applied by one kernel on
+            the GPU (`fused_mixing`), which recomputes activations by itself.
 
     Raises:
         ValueError: If C is not divisible by G, or ``recompute`` is unknown.
@@ -55,6 +58,7 @@ class AdaptiveMixing(nn.Module):
         kernels: object = None,
         out_proj: object = None,
         recompute: str = 'none',
+        fused: bool = False,
     ) -> None:
         super().__init__()
         if recompute not in RECOMPUTE:
@@ -68,6 +72,7 @@ class AdaptiveMixing(nn.Module):
                 f'decoder.num_groups={num_groups}'
             )
         self.recompute = recompute
+        self.fused = fused
         width = embed_dims // num_groups
         key = 'decoder.stacks.mixing_kernels'
         self.channel = AdaptiveStack(
@@ -124,9 +129,10 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C).
         """
-        if self.recompute == 'none' or not torch.is_grad_enabled():
+        recompute = self.recompute if torch.is_grad_enabled() else 'none'
+        if recompute == 'none':
             return self._mix(sampled, content, stage)
-        if self.recompute == 'kernels':
+        if recompute == 'kernels':
             return _recomputed(self._mix, sampled, content, stage)
         return _recomputed(
             self._blend, sampled, self.channel(content, stage),
@@ -135,6 +141,11 @@ class AdaptiveMixing(nn.Module):
 
     def _mix(self, sampled: Tensor, content: Tensor, stage: int) -> Tensor:
         """Generate and apply the matrices, project."""
+        if self.fused:
+            return self._blend(
+                sampled, self.channel(content, stage),
+                self.spatial(content, stage), stage,
+            )  # fmt: skip
         x = self.channel.row_product(sampled, content, stage)
         x = self.spatial.column_product(normalise(x).relu_(), content, stage)
         return self.out_proj(normalise(x).relu_().flatten(2), stage)
@@ -143,8 +154,11 @@ class AdaptiveMixing(nn.Module):
         self, sampled: Tensor, channel: Tensor, spatial: Tensor, stage: int
     ) -> Tensor:
         """Apply matrices, project."""
-        x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
-        x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
+        if self.fused:
+            x = fused_mixing(sampled, channel, spatial)
+        else:
+            x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
+            x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
         return self.out_proj(x.flatten(2), stage)
 
 

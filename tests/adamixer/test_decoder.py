@@ -13,6 +13,7 @@ from factories import (
     randomise,
     stacks,
 )
+from torch._dynamo.testing import CompileCounter
 
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
@@ -226,3 +227,33 @@ def test_a_checkpoint_of_another_depth_or_rank(
     other = decoder(**changes).state_dict()
     with pytest.raises(ValueError, match=message):
         decoder().load_state_dict(other, strict=False)
+
+
+@pytest.mark.parametrize('recompute', ['none', 'kernels'])
+def test_one_graph_for_all_sizes(recompute: str) -> None:
+    """Traced whole, once for training and once for prediction.
+
+    Number of images and size of the pyramid are free in both, as long as the
+    low-rank terms are cheapest at the same place. (Sizes that are equal at
+    the first call would count as the same size.)
+    """
+    config = {
+        'num_stages': 1,
+        'stacks': {'mixing_kernels': {'mode': 'lors', 'rank': 2}},
+    }
+    model = decoder(recompute=recompute, **config)
+    randomise(model)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(
+        model, fullgraph=True, dynamic=True, backend=counter
+    )
+    for batch, size in ((6, (160, 224)), (5, (288, 192))):
+        inputs = pyramid(batch, size=size)
+        content, xyzr = torch.randn(batch, 11, 32), positions(batch, 11)
+        for train in (True, False):
+            with torch.set_grad_enabled(train):
+                found = compiled(inputs, content, xyzr)[-1]
+                expected = model(inputs, content, xyzr)[-1]
+            torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 2

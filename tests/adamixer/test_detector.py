@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -192,3 +193,23 @@ def test_strides_of_another_pyramid() -> None:
         r'an input of \(64, 96\), which is stride 4',
     ):
         losses_of(model, batch(1))
+
+
+def test_compiled() -> None:
+    """Compiled parts, two sizes of batch and image: equal results."""
+    plain = build(detector_config())
+    randomise(plain)
+    compiled = build(detector_config(compile={'backend': 'eager'}))
+    compiled.load_state_dict(plain.state_dict())
+    copy.deepcopy(compiled)  # as for an exponential moving average
+    for data in (batch(3, 2), batch(1, sizes=((96, 64),))):
+        expected, found = losses_of(plain, data), losses_of(compiled, data)
+        torch.testing.assert_close(found, expected)
+        sum(v for k, v in found.items() if 'loss' in k).backward()
+    assert compiled.decoder.mixing.channel.shared.weight.grad is not None
+
+
+@pytest.mark.parametrize('value', [1, 'max-autotune', ['eager']])
+def test_wrong_compile_is_an_error(value: object) -> None:
+    with pytest.raises(TypeError, match=r'model\.compile=.*: expected True'):
+        build(detector_config(compile=value))
