@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lors_det.adamixer.decoder import StageOutput
 
+FINITE = 1e7  # far beyond any image; its square is finite in float32
+
 
 @MODELS.register_module()
 class SetCriterion(nn.Module):
@@ -96,13 +98,15 @@ class SetCriterion(nn.Module):
         Returns:
             (B, N): index of the query's box in its image, -1 for background.
         """
+        # The matcher takes finite costs only; the losses see what is there.
+        logits, bboxes = (
+            x.nan_to_num(0.0).clamp(-FINITE, FINITE)
+            for x in (stage.cls_logits, stage.bboxes)
+        )
         matches = []
         for image, (width, height) in enumerate(image_sizes.tolist()):
             result = self.assigner.assign(
-                InstanceData(
-                    scores=stage.cls_logits[image],
-                    bboxes=stage.bboxes[image],
-                ),
+                InstanceData(scores=logits[image], bboxes=bboxes[image]),
                 InstanceData(labels=gt_labels[image], bboxes=gt_bboxes[image]),
                 img_meta={'img_shape': (height, width)},
             )

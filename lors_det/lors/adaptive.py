@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lors_det.lors.config import StackConfig, check_at_least
+from lors_det.lors.products import add_product, cheapest_place
 from lors_det.lors.stack import Shapes, Stack
 
 
@@ -137,7 +138,13 @@ class AdaptiveStack(Stack):
         if str(layer) not in self.core:
             assert full is not None
             return full
-        return _add_product(full, *self._factors(query, layer))
+        left, right = self._factors(query, layer)
+        out = None
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(
+            query.device.type
+        ):
+            out = full  # which nobody else holds: no second copy
+        return add_product(full, left, right, out)
 
     def row_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
         """Multiply rows by the matrices of one layer: ``x W(q)``.
@@ -155,7 +162,7 @@ class AdaptiveStack(Stack):
         full = self._full(query, layer)
         left, right = self._factors(query, layer)
         base = None if full is None else x @ full
-        return _add_product(base, x @ left, right)
+        return add_product(base, x @ left, right)
 
     def column_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
         """Multiply columns by the matrices of one layer: ``W(q) x``.
@@ -173,16 +180,12 @@ class AdaptiveStack(Stack):
         full = self._full(query, layer)
         left, right = self._factors(query, layer)
         base = None if full is None else full @ x
-        return _add_product(base, left, right @ x)
+        return add_product(base, left, right @ x)
 
     def cheapest(
         self, num_queries: int, layer: int, num_vectors: int | None = None
     ) -> str:
-        """Choose where the low-rank terms are added, by multiply-adds.
-
-        The generators are linear in the query, so that the terms can be added
-        to the shared generator itself, once for all queries; to the matrices
-        of every query; or to what these give, without building the sum.
+        """Choose where the low-rank terms are added (`cheapest_place`).
 
         Args:
             num_queries: Number of queries, of all images.
@@ -193,31 +196,14 @@ class AdaptiveStack(Stack):
         Returns:
             ``generator``, ``matrices`` or ``result``.
         """
-        num_terms, r = self.sizes[layer]
-        low = num_terms * r
-        area = self.rows * self.cols
-        # All counts are of one group.
-        full = area * self.query_dim  # to generate a whole matrix
-        use = area * (num_vectors or 0)
-        base = 0 if self._full_generator(layer) is None else 1
-        kernels = low * r * self.query_dim
-        inner = low * r * self.cols
-        sums = inner + low * area
-        costs = {
-            'matrices': num_queries * (base * full + kernels + sums + use),
-            'generator': num_queries * (full + use)
-            + (self.query_dim + 1) * sums,
-        }
-        if num_vectors is not None:
-            applied = low * num_vectors * (self.rows + self.cols)
-            costs['result'] = num_queries * (
-                base * (full + use) + kernels + inner + applied
-            )
-        best = 'matrices'
-        for place, cost in costs.items():  # torch.compile knows no min by key
-            if cost < costs[best]:
-                best = place
-        return best
+        return cheapest_place(
+            num_queries,
+            self.query_dim,
+            (self.rows, self.cols),
+            self.sizes[layer],
+            self._full_generator(layer) is not None,
+            num_vectors,
+        )
 
     def generator(self, layer: int) -> tuple[Tensor, Tensor]:
         """Build the one linear generator of a layer's matrices.
@@ -265,7 +251,7 @@ class AdaptiveStack(Stack):
         right = right.flatten(3).flatten(1, 2)  # (G, K r, cols * n)
         if base is not None:
             base = base.view(num_groups, self.rows, -1)
-        return _add_product(base, self._left(name), right).view(
+        return add_product(base, self._left(name), right).view(
             -1, kernels.shape[-1]
         )
 
@@ -314,22 +300,3 @@ class AdaptiveStack(Stack):
 def _count(query: Tensor) -> int:
     """Number of queries of a tensor (..., C)."""
     return math.prod(query.shape[:-1])
-
-
-def _add_product(base: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Sum ``base + left @ right`` without building the product by itself.
-
-    Args:
-        base: (..., rows, cols), or None for zero.
-        left: (..., rows, n), fewer leading axes where it is the same for all.
-        right: (..., n, cols), the same.
-
-    Returns:
-        (..., rows, cols).
-    """
-    if base is None:
-        return left @ right
-    lead = base.shape[:-2]
-    left = left.expand(*lead, -1, -1).flatten(0, -3)
-    right = right.expand(*lead, -1, -1).flatten(0, -3)
-    return torch.baddbmm(base.flatten(0, -3), left, right).view(base.shape)

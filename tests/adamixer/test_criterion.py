@@ -135,3 +135,16 @@ def test_names_of_all_stages(criterion: SetCriterion) -> None:
         for name in ('loss_bbox', 'loss_cls', 'loss_iou', 'pos_acc')
     ]
     assert all(value.dim() == 0 for value in losses.values())
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize('what', ['cls_logits', 'bboxes'])
+def test_bad_numbers_reach_the_loss(
+    criterion: SetCriterion, what: str, value: float
+) -> None:
+    """They are matched like others: what skips a step is the loss."""
+    bad = stage()
+    bad = bad._replace(**{what: torch.full_like(getattr(bad, what), value)})
+    losses = criterion([bad], *ground_truth(2, 1), SIZES)
+    total = sum(v for k, v in losses.items() if 'loss' in k)
+    assert value == 1e30 or not total.isfinite()

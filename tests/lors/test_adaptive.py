@@ -101,6 +101,20 @@ def test_products_are_the_same_wherever_terms_are_added(
         )
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_under_autocast(mode: str) -> None:
+    layers = stack(mode)
+    randomise(layers)
+    query = torch.randn(2, 4, 16)
+    expected = layers(query, 2)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), torch.autocast('cpu'):
+            found = layers(query, 2)
+        assert found.dtype == torch.bfloat16
+        error = (found - expected).norm() / expected.norm()
+        assert error < 0.02
+
+
 @pytest.mark.parametrize('mode', ['private', 'lors'])
 @pytest.mark.parametrize('num_queries', [1, 8, 17, 64])
 @pytest.mark.parametrize('num_vectors', [1, 2, 3, 40])
