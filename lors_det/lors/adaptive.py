@@ -139,11 +139,9 @@ class AdaptiveStack(Stack):
             assert full is not None
             return full
         left, right = self._factors(query, layer)
-        out = None
-        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(
-            query.device.type
-        ):
-            out = full  # which nobody else holds: no second copy
+        autocast = torch.is_autocast_enabled(query.device.type)
+        # In place where autograd and autocast allow: nobody else holds it.
+        out = None if torch.is_grad_enabled() or autocast else full
         return add_product(full, left, right, out)
 
     def row_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
