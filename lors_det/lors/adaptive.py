@@ -139,10 +139,10 @@ class AdaptiveStack(Stack):
             assert full is not None
             return full
         left, right = self._factors(query, layer)
-        autocast = torch.is_autocast_enabled(query.device.type)
+        if full is None or torch.is_grad_enabled() or full.dtype != left.dtype:
+            return add_product(full, left, right)
         # In place where autograd and autocast allow: nobody else holds it.
-        out = None if torch.is_grad_enabled() or autocast else full
-        return add_product(full, left, right, out)
+        return add_product(full, left, right, out=full)
 
     def row_product(self, x: Tensor, query: Tensor, layer: int) -> Tensor:
         """Multiply rows by the matrices of one layer: ``x W(q)``.
