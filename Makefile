@@ -11,7 +11,7 @@ HELD_OUT := \
 	test_evaluator.ann_file=demo/coco_tiny/annotations/instances_val.json \
 	test_evaluator.prefix=held-out
 
-.PHONY: install style quality test demo
+.PHONY: install style quality test demo soak
 
 install: $(INSTALLED)
 
@@ -46,3 +46,7 @@ demo: $(INSTALLED)
 		--overwrite --cfg-options $(HELD_OUT)
 	$(PY) tools/model_report.py $(DEMO)
 	@echo "Pictures: $(OUT)/memorised/images and $(OUT)/held-out/images"
+
+# Under 15 minutes: breaks runs, and prints the table of docs/reliability.md.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.soak

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Train with one process per GPU: tools/dist_train.sh CONFIG GPUS [OPTIONS]
 # On several nodes, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT
-# set. Without a GPU the processes share the CPU and talk over gloo.
+# set. Without a GPU the processes share the CPU and talk over gloo. When a
+# process dies, all are started again, MAX_RESTARTS times (3), and go on from
+# the newest checkpoint of this launch.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
@@ -16,4 +18,5 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" \
     --master-port="${PORT:-29500}" \
     --nproc-per-node="$gpus" \
+    --max-restarts="${MAX_RESTARTS:-3}" \
     "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"

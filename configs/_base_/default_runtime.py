@@ -1,7 +1,15 @@
 default_scope = 'mmdet'
 
 custom_imports = dict(
-    imports=['lors_det.adamixer', 'lors_det.engine.visualizer'],
+    imports=[
+        'lors_det.adamixer',
+        'lors_det.datasets.coco',
+        'lors_det.datasets.hook',
+        'lors_det.engine.checkpoints',
+        'lors_det.engine.nonfinite',
+        'lors_det.engine.resume',
+        'lors_det.engine.visualizer',
+    ],
     allow_failed_imports=False,
 )
 
@@ -9,11 +17,16 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
+    resume=dict(type='ExactResumeHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
-custom_hooks = [dict(type='NumClassCheckHook')]
+custom_hooks = [
+    dict(type='NumClassCheckHook'),
+    dict(type='DefectsHook'),
+    dict(type='NonFiniteHook', action='skip', max_consecutive=10),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,

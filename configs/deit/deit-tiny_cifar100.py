@@ -1,6 +1,11 @@
 # DeiT-Tiny on CIFAR-100, with the recipe of the LORS release: docs/deit.md.
 custom_imports = dict(
-    imports=['lors_det.vit', 'lors_det.datasets.image_classes'],
+    imports=[
+        'lors_det.vit',
+        'lors_det.datasets.image_classes',
+        'lors_det.engine.checkpoints',
+        'lors_det.engine.resume',
+    ],
     allow_failed_imports=False,
 )
 default_scope = 'mmengine'
@@ -97,5 +102,6 @@ auto_scale_lr = dict(enable=False, base_batch_size=1024)
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    checkpoint=dict(type='SafeCheckpointHook', interval=10, max_keep_ckpts=3),
+    resume=dict(type='ExactResumeHook'),
 )

@@ -2,7 +2,16 @@
 _base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 custom_imports = dict(
-    imports=['lors_det.engine.lorsified'], allow_failed_imports=False
+    imports=[
+        'lors_det.engine.checkpoints',
+        'lors_det.engine.lorsified',
+        'lors_det.engine.resume',
+    ],
+    allow_failed_imports=False,
+)
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    resume=dict(type='ExactResumeHook'),
 )
 model = dict(
     type='Lorsified',

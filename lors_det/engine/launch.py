@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
+import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,7 +15,10 @@ import torch.distributed as dist
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
+from lors_det.engine.checkpoints import newest_checkpoint
 from lors_det.engine.checks import (
     UsageError,
     check_dataset,
@@ -88,18 +93,16 @@ def train(args: argparse.Namespace) -> None:
                 'auto_scale_lr.base_batch_size'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    elif not args.overwrite:
-        check_work_dir(cfg.work_dir)
+    resume_from = _resume_from(args, cfg.work_dir)
+    if resume_from:
+        cfg.resume, cfg.load_from = True, resume_from
     for loop in ('train', 'val'):
         check_dataset(cfg, loop)
     if cfg.get('load_from'):
-        what = '--resume' if args.resume else 'load_from'
+        what = '--resume' if resume_from else 'load_from'
         check_file(cfg.load_from, what)
-    runner = _build_runner(cfg)
     try:
+        runner = _build_runner(cfg)
         runner.train()
     except URLError as error:
         raise UsageError(
@@ -109,8 +112,15 @@ def train(args: argparse.Namespace) -> None:
             'model.backbone.init_cfg.checkpoint=PATH, or train from random '
             'weights with model.backbone.init_cfg=None'
         ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UsageError(
+            f'{cfg.work_dir}: {error.strerror}; the checkpoints in it are '
+            'whole: make room, --resume goes on from them'
+        ) from None
     except KeyError as error:
-        if args.resume and error.args[0] in ('epoch', 'iter'):
+        if resume_from and error.args[0] in ('epoch', 'iter'):
             raise UsageError(
                 f'--resume: {cfg.load_from} holds weights, but not the state '
                 'of a run; --cfg-options load_from=CHECKPOINT starts from it'
@@ -190,21 +200,65 @@ def _configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _restarts() -> int:
+    """How often torchrun has restarted this process; -1 without torchrun."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', -1))
+
+
+def _resume_from(args: argparse.Namespace, work_dir: str) -> str | None:
+    """The checkpoint that training goes on from, if it does."""
+    launched = Path(work_dir, '.launched')
+    if _restarts() == 0 and os.environ['RANK'] == '0':
+        launched.parent.mkdir(parents=True, exist_ok=True)
+        launched.touch()
+    elif _restarts() > 0 and launched.is_file():
+        # A worker died: go on with what this launch has written, or do once
+        # more as the command says.
+        found = newest_checkpoint(work_dir, launched.stat().st_mtime_ns)
+        if found:
+            return found
+    if args.resume and args.resume != 'auto':
+        return args.resume
+    found = newest_checkpoint(work_dir) if args.resume else None
+    if not found and not args.overwrite:
+        check_work_dir(work_dir)
+    return found
+
+
 def _build_runner(cfg: Config) -> Runner:
     """Build mmengine's runner; without a GPU, processes talk over gloo."""
-    if cfg.launcher != 'none' and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if cfg.launcher != 'none' and not has_gpu:
         if cfg.launcher != 'pytorch':
             raise UsageError(
                 f'--launcher {cfg.launcher} needs GPUs, and torch finds none'
             )
         # mmengine's own start-up asks for a CUDA device.
-        dist.init_process_group('gloo')
+        _join_processes('gloo')
         cfg.model_wrapper_cfg = ConfigDict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
             device_ids=None,
         )
+    elif cfg.launcher == 'pytorch' and _restarts() > 0:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        _join_processes(cfg.env_cfg.dist_cfg.backend)
     return Runner.from_cfg(cfg)
+
+
+def _join_processes(backend: str) -> None:
+    """Join the processes that torchrun started.
+
+    Its store outlives a restart, with the addresses of processes that died,
+    and who reads those waits for them: each start gets names of its own.
+    """
+    store, rank, size = next(rendezvous('env://'))
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f'start{_restarts()}', store),
+        rank=rank,
+        world_size=size,
+    )
 
 
 def _leave() -> None:

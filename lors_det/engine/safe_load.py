@@ -29,6 +29,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import Tensor
 
+from lors_det.engine.checkpoints import damage, is_archive
 from lors_det.engine.checks import UsageError, check_file
 
 TRUST_FLAG = '--trust'
@@ -59,6 +60,8 @@ def load_checkpoint(
     with _explained(name, is_file=True):
         if name.endswith('.safetensors'):
             return _load_safetensors(name, map_location)
+        if is_archive(name) and (wrong := damage(name)):
+            raise UsageError(f'{name} is damaged or cut off: {wrong}')
         if trust:
             found = torch.load(name, map_location, weights_only=False)
         else:

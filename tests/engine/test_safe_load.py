@@ -171,7 +171,7 @@ def other(path: Path) -> None:
         (missing, 'a.pth', 'checkpoint: .*a.pth does not exist'),
         (empty, 'a.pth', 'checkpoint: .*a.pth is empty'),
         (empty, 'a.safetensors', 'is empty'),
-        (truncated, 'a.pth', 'a.pth is damaged or cut off: PytorchStreamRe'),
+        (truncated, 'a.pth', 'a.pth is damaged or cut off: its end is m'),
         (truncated_legacy, 'a.pth', 'a.pth is no checkpoint, or cut off'),
         (garbage, 'a.pth', 'a.pth is no checkpoint, or cut off'),
         (garbage, 'a.safetensors', 'is no safetensors file, or cut off'),

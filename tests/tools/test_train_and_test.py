@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -149,21 +151,47 @@ def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
     run_test(*arguments, '--overwrite')
 
 
+def wait_for(path: Path) -> None:
+    """Until a file is there."""
+    end = time.monotonic() + 300
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """Train and test through the shell launchers; no GPU: on gloo."""
-    output = run(
-        'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
-        '--cfg-options', *SMALL, PORT='29511',
-    )  # fmt: skip
-    assert re.search(r'Distributed launcher: pytorch', output)
+    """Train, lose a process and test by the shell launchers, on gloo."""
+    options = ('train_cfg.max_iters=20', 'train_cfg.val_interval=20')
+    with subprocess.Popen(
+        [
+            'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
+            '--cfg-options', *SMALL, *options,
+        ],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29511'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as launcher:  # fmt: skip
+        wait_for(tmp_path / 'iter_2.pth')
+        children = f'/proc/{launcher.pid}/task/{launcher.pid}/children'
+        worker = Path(children).read_text().split()[-1]
+        os.kill(int(worker), signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output[-4000:]
+    assert 'Distributed launcher: pytorch' in output
     assert 'GPU number: 2' in output
-    assert 'Iter(train) [4/4]' in output
+    # Started again, by itself, from the newest checkpoint.
+    assert output.count('Iter(train) [ 1/20]') == 1
+    assert re.search(r'resumed epoch: 0, iter: [1-9]', output)
+    assert 'Iter(train) [20/20]' in output
+    assert 'failed to connect' not in output  # to a process that died
     two = run(
-        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_4.pth', '2',
+        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_20.pth', '2',
         '--work-dir', tmp_path, '--cfg-options', *SMALL, PORT='29512',
     )  # fmt: skip
-    one = run_test(tmp_path / 'iter_4.pth', '--work-dir', tmp_path)
+    one = run_test(tmp_path / 'iter_20.pth', '--work-dir', tmp_path)
     pattern = r'bbox_mAP_copypaste: (.*)'
     assert re.findall(pattern, two) == re.findall(pattern, one) != []
 

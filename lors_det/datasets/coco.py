@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mmdet's COCO data set and metric, for data as they come."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.logging import print_log
+
+from lors_det.datasets.check import (
+    NOT_POSITIVE,
+    check_annotations,
+    check_classes,
+    read_json,
+)
+from lors_det.datasets.findings import ANSWERS, Findings
+from lors_det.datasets.images import OTHER_SIZE, UNREADABLE, LoadCheckedImage
+from lors_det.engine import UsageError
+
+#: Defects of image files that are met while training or testing, by the
+#: number that `CheckedCocoDataset.defects` has for them.
+IMAGE_DEFECTS = ('', *UNREADABLE, OTHER_SIZE)
+#: Images whose files are looked for when a run starts.
+NUM_PROBES = 20
+
+
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """mmdet's ``CocoDataset`` that says what is wrong with the data.
+
+    The annotation file is checked when it is read. What cannot be used is
+    refused there, or left out and reported, one line for each kind.
+    ``docs/data.md`` lists the kinds; on data without defects this is mmdet's
+    data set. Images are checked when they are needed: in training one that
+    cannot be read is replaced by another, in testing it stands as a black
+    image whose detections `CheckedCocoMetric` drops. `DefectsHook` reports
+    them.
+
+    Args:
+        pipeline: As in mmdet; ``LoadImageFromFile`` becomes
+            `LoadCheckedImage`.
+        kwargs: As in mmdet.
+
+    Raises:
+        UsageError: If the annotation file cannot be used, or no image of it
+            is there.
+    """
+
+    def __init__(
+        self, *args: Any, pipeline: Sequence[Any] = (), **kwargs: Any
+    ) -> None:
+        # (images,): what is wrong with each, a place in IMAGE_DEFECTS;
+        # workers write to it.
+        self.defects = torch.zeros(0, dtype=torch.uint8)
+        self.findings = Findings()
+        super().__init__(
+            *args, pipeline=list(map(_checked, pipeline)), **kwargs
+        )
+
+    def COCOAPI(self, path: str) -> COCO:
+        """Read and check the annotation file.
+
+        Named as mmdet names its reader, which this stands for.
+
+        Args:
+            path: The local file.
+
+        Returns:
+            The annotations that can be used, with their index.
+
+        Raises:
+            UsageError: If something in the file is refused.
+        """
+        content = read_json(path, self.ann_file)
+        check_classes(content, self.metainfo['classes'], self.ann_file)
+        self.findings = check_annotations(
+            content, (self.filter_cfg or {}).get('min_size', 0)
+        )
+        self.findings.raise_refused(self.ann_file)
+        report(self.findings, self.ann_file)
+        return _indexed(content)
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Leave out the images that ``filter_cfg`` does not want.
+
+        Returns:
+            The entries of the others.
+
+        Raises:
+            UsageError: If none is left.
+        """
+        kept = super().filter_data()
+        if not kept:
+            raise UsageError(
+                f'{self.ann_file}: no image is left of {len(self.data_list)}: '
+                f'check metainfo.classes and filter_cfg={self.filter_cfg}'
+            )
+        return kept
+
+    def full_init(self) -> None:
+        """Read the annotations and look for a few images.
+
+        Raises:
+            UsageError: If the annotations are refused, or none of the images
+                that are looked for is there.
+        """
+        if self._fully_initialized:
+            return
+        super().full_init()
+        self._probe()
+        self.defects = torch.zeros(len(self), dtype=torch.uint8)
+        self.defects.share_memory_()
+
+    def _probe(self) -> None:
+        """Refuse a folder in which no image is where it should be."""
+        if self.backend_args or '://' in self.data_prefix.get('img', ''):
+            return  # not in the file system
+        paths = [
+            Path(self.get_data_info(index)['img_path'])
+            for index in range(0, len(self), -(-len(self) // NUM_PROBES))
+        ]
+        if not any(path.exists() for path in paths):
+            raise UsageError(
+                f'{self.ann_file}: none of {len(paths)} images looked for '
+                f'is there, like {paths[0]}: check data_prefix.img'
+            )
+
+    def prepare_data(self, idx: int) -> Any:
+        """One image after the pipeline.
+
+        Args:
+            idx: From 0.
+
+        Returns:
+            What the pipeline gives; None in training, for another image to be
+            taken, if this one cannot be read.
+        """
+        info = self.get_data_info(idx)
+        info['keep_unreadable'] = self.test_mode
+        index = info['sample_idx']
+        data = self.pipeline(info)
+        defect = info.get('defect')
+        if defect is None:
+            return data
+        if index < len(self.defects):
+            self.defects[index] = IMAGE_DEFECTS.index(defect)
+        if defect in UNREADABLE and self.test_mode:
+            data['data_samples'].set_metainfo({'unreadable': defect})
+        return data
+
+    def image_findings(self) -> Findings:
+        """Defects of image files met so far, by all workers.
+
+        Returns:
+            Kinds, with the ids of images.
+        """
+        findings = Findings()
+        for index in self.defects.nonzero().flatten().tolist():
+            kind = IMAGE_DEFECTS[int(self.defects[index])]
+            findings.add(kind, self.get_data_info(index)['img_id'])
+        return findings
+
+
+@METRICS.register_module()
+class CheckedCocoMetric(CocoMetric):
+    """mmdet's ``CocoMetric`` on what `CheckedCocoDataset` makes of the data.
+
+    An annotation that has no proper numbers does not count; a missing area
+    and ``iscrowd`` are filled in; ids that are not positive, which
+    pycocotools takes for "unmatched", are replaced; an image that cannot be
+    read counts as one without detections. Everything else is as in COCO's own
+    evaluation.
+
+    Args:
+        kwargs: As in mmdet.
+    """
+
+    _coco_api: COCO | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._coco_api is not None:
+            content = self._coco_api.dataset
+            content.setdefault('annotations', [])
+            if NOT_POSITIVE in check_annotations(content):
+                for number, entry in enumerate(content['annotations'], 1):
+                    entry['id'] = number
+            self._coco_api = _indexed(content)
+
+    def process(
+        self,
+        data_batch: Mapping[str, Any],
+        data_samples: Sequence[dict[str, Any]],
+    ) -> None:
+        """Take the detections of a batch.
+
+        Args:
+            data_batch: Not read.
+            data_samples: Detections and meta data of every image; those of
+                images that could not be read are emptied, for the metrics
+                that come after this one too.
+        """
+        for sample in data_samples:
+            if 'unreadable' in sample:
+                detections = sample['pred_instances']
+                for key in detections:
+                    detections[key] = detections[key][:0]
+        super().process(data_batch, data_samples)
+
+
+def report(findings: Findings, name: str) -> None:
+    """Write one line for each kind of defect to the log.
+
+    Args:
+        findings: What was found.
+        name: The annotation file.
+    """
+    for kind, found in findings.items():
+        used = ANSWERS[kind].startswith('used')
+        print_log(
+            f'{name}: {kind}, {ANSWERS[kind]}: {found}',
+            logger='current',
+            level=logging.INFO if used else logging.WARNING,
+        )
+
+
+def _indexed(content: dict[str, Any]) -> COCO:
+    """Annotations with pycocotools' index."""
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    # Other names of the same, which mmdet gives what it reads from a file.
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
+
+
+def _checked(transform: Any) -> Any:
+    """The same transform; where it loads an image, ours.
+
+    The config keeps mmcv's name, by which mmdet's own tools look for it.
+    """
+    if (
+        isinstance(transform, Mapping)
+        and transform.get('type') == 'LoadImageFromFile'
+    ):
+        return {**transform, 'type': LoadCheckedImage}
+    return transform

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small data set on the disk, to be spoilt in every way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from lors_det.datasets.coco import CheckedCocoDataset
+
+CLASSES = ('cat', 'dog')
+PIPELINE = [
+    {'type': 'LoadImageFromFile'},
+    {'type': 'LoadAnnotations', 'with_bbox': True},
+    {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
+    {
+        'type': 'PackDetInputs',
+        'meta_keys': ('img_id', 'ori_shape', 'img_shape', 'scale_factor'),
+    },
+]
+
+
+def content() -> dict[str, Any]:
+    """Four images of 40 x 30 pixels, numbers 1 to 4, with two boxes each."""
+    return {
+        'images': [
+            {'id': i, 'file_name': f'{i}.png', 'width': 40, 'height': 30}
+            for i in range(1, 5)
+        ],
+        'categories': [
+            {'id': 10 * (i + 1), 'name': name}
+            for i, name in enumerate(CLASSES)
+        ],
+        'annotations': [
+            {
+                'id': 10 * image + k,
+                'image_id': image,
+                'category_id': 10 * (k + 1),
+                'bbox': [3.0 + k, 4.0, 12.5, 10.0],
+                'area': 125.0,
+                'iscrowd': 0,
+            }
+            for image in range(1, 5)
+            for k in range(2)
+        ],
+    }
+
+
+def pixels(seed: int = 0) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (30, 40, 3), np.uint8)
+
+
+def write(root: Path) -> Path:
+    """Write the data set, without defects."""
+    init_default_scope('mmdet')
+    (root / 'images').mkdir()
+    for i in range(1, 5):
+        Image.fromarray(pixels(i)).save(root / 'images' / f'{i}.png')
+    write_annotations(root, content())
+    return root
+
+
+def write_annotations(root: Path, annotations: Any) -> None:
+    (root / 'ann.json').write_text(json.dumps(annotations))
+
+
+def config(root: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        'ann_file': 'ann.json',
+        'data_root': str(root),
+        'data_prefix': {'img': 'images/'},
+        'metainfo': {'classes': CLASSES},
+        'filter_cfg': {'filter_empty_gt': True, 'min_size': 8},
+        'pipeline': PIPELINE,
+        'serialize_data': False,  # it collects garbage, which takes long
+        **changes,
+    }
+
+
+def load(root: Path, **changes: Any) -> CheckedCocoDataset:
+    return CheckedCocoDataset(**config(root, **changes))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tools/check_dataset.py says before a run."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from small_coco import config, content, write, write_annotations
+
+ROOT = Path(__file__).parents[2]
+DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+
+
+def check(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str | int:
+    """Run the tool in this process; its exit status or message."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', ['tool', *arguments])
+    with pytest.raises(SystemExit) as info:
+        runpy.run_path('tools/check_dataset.py', run_name='__main__')
+    assert isinstance(info.value.code, (str, int))
+    return info.value.code
+
+
+def write_config(root: Path) -> str:
+    """A config with two data sets for training, one wrapped."""
+    train = config(root, type='CheckedCocoDataset')
+    both = {
+        'type': 'ConcatDataset',
+        'datasets': [
+            {'type': 'RepeatDataset', 'times': 2, 'dataset': train},
+            config(root, type='CocoDataset', ann_file='other.json'),
+        ],
+    }
+    lines = {
+        'train_dataloader': {'dataset': both},
+        'val_dataloader': {'dataset': {**train, 'test_mode': True}},
+        'test_dataloader': None,
+        'model': {'num_queries': 2},
+    }
+    text = '\n'.join(f'{key} = {value!r}' for key, value in lines.items())
+    (root / 'config.py').write_text(text)
+    return str(root / 'config.py')
+
+
+def test_clean_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(DEMO, monkeypatch=monkeypatch) == 0
+    output = capsys.readouterr()
+    assert output.out.count('a run uses 19 images\nno defects') == 2
+    assert output.err.count(': 19/19 images\n') == 2
+
+
+def test_defects_and_their_answers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path)
+    annotations = content()
+    annotations['annotations'][0]['bbox'][0] = float('nan')
+    annotations['annotations'].append({**annotations['annotations'][2],
+                                       'id': 99})  # fmt: skip
+    write_annotations(tmp_path, annotations)
+    (tmp_path / 'other.json').write_text(json.dumps(content())[:-9])
+    (tmp_path / 'images/3.png').write_bytes(b'')
+    (tmp_path / 'images/4.png').unlink()
+    report = tmp_path / 'report.json'
+    arguments = (write_config(tmp_path), '--num-workers', '0')
+    status = check(*arguments, '--json', str(report), monkeypatch=monkeypatch)
+    assert status == 1
+    output = capsys.readouterr().out
+    assert 'train_dataloader.dataset: ' in output
+    assert 'a run is refused: ' in output
+    assert 'other.json is no JSON, or cut off' in output
+
+    first, second, val = json.loads(report.read_text())
+    assert first['ann_file'] == val['ann_file'] == f'{tmp_path}/ann.json'
+    assert first['refused'] is None
+    assert first['num_images'] == 4
+    found = {k: v['count'] for k, v in first['defects'].items()}
+    assert found == {
+        'box, area or iscrowd that is no proper number': 1,
+        'more boxes in an image than queries': 1,
+        'empty image file': 1,
+        'missing image': 1,
+    }
+    missing = first['defects']['missing image']
+    assert missing['first'] == [f'{tmp_path}/images/4.png']
+    assert missing['answer'].startswith('replaced in training')
+    assert second['refused'].startswith(f'{tmp_path}/other.json is no JSON')
+    for kind, count in found.items():
+        assert f'| {kind}' in output
+        assert count == val['defects'][kind]['count']
+    # A part that would start.
+    status = check(*arguments, '--split', 'val', monkeypatch=monkeypatch)
+    assert status == 0
+
+
+def test_what_a_run_refuses_leads_to_no_image(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path)
+    (tmp_path / 'secret.png').write_bytes(b'secret')
+    annotations = content()
+    annotations['images'][0]['file_name'] = '../secret.png'
+    write_annotations(tmp_path, annotations)
+    opened: list[str] = []
+    watching = True  # a hook stays as long as its process
+
+    def watch(event: str, args: tuple) -> None:
+        if watching and event == 'open':
+            opened.append(str(args[0]))
+
+    sys.addaudithook(watch)
+    status = check(
+        write_config(tmp_path), '--split', 'val', monkeypatch=monkeypatch
+    )
+    watching = False
+    assert status == 1
+    output = capsys.readouterr().out
+    assert "leads out of the image folder: 1 ('../secret.png')" in output
+    assert any(path.endswith('ann.json') for path in opened)
+    assert not any('secret' in path for path in opened)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('none.py', 'error: CONFIG: none.py does not exist'),
+        (
+            'configs/deit/deit-tiny_digits.py',
+            "error: train_dataloader.dataset.type='DigitImages': only "
+            "['CocoDataset', 'CheckedCocoDataset'] can be checked",
+        ),
+    ],
+)
+def test_one_clear_line(
+    path: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(path, monkeypatch=monkeypatch) == message

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check the data of a config before a run: python tools/check_dataset.py."""
+
+import sys
+
+import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.datasets.survey import check, parser
+from lors_det.engine import UsageError
+
+
+def main():
+    """Parse the command line, check, and say by the status what came out."""
+    try:
+        sys.exit(0 if check(parser().parse_args()) else 1)
+    except UsageError as error:
+        raise SystemExit(f'error: {error}') from None
+
+
+if __name__ == '__main__':
+    main()
