@@ -15,9 +15,10 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 
@@ -28,6 +29,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.soak_run import LOOPS, ROOT, SHORT, SMALL, Run, fork, prepare
 from lors_det.engine.checkpoints import damage, newest_checkpoint
+
+DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
 
 
 @dataclass
@@ -69,9 +72,7 @@ class Soak:
         """A run, not started."""
         config = self.folder / f'{loop}.py'
         if not config.exists():
-            cfg = Config.fromfile(
-                ROOT / 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-            )
+            cfg = Config.fromfile(ROOT / DEMO)
             cfg.merge_from_dict({**SMALL, **LOOPS[loop]})
             if self.short:
                 cfg.merge_from_dict({**SHORT[loop]})
@@ -117,14 +118,20 @@ class Soak:
 SKIPPED = ('meta', 'message_hub')  # time stamps, folders
 
 
+def newest(run: Run) -> Path:
+    """The newest whole checkpoint of a run that has written one."""
+    path = newest_checkpoint(str(run.work_dir))
+    assert path is not None, run.work_dir
+    return Path(path)
+
+
 def last_state(run: Run) -> dict[str, object]:
     """Weights, their averages, optimiser, schedule of the last checkpoint."""
-    path = newest_checkpoint(str(run.work_dir))
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = torch.load(newest(run), weights_only=False)
     return {k: checkpoint[k] for k in checkpoint if k not in SKIPPED}
 
 
-def same(one: object, other: object) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether nested states are equal, bit by bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(
@@ -195,11 +202,11 @@ def damaged_files(soak: Soak) -> Iterator[Row]:
         row = Row(f'newest checkpoint: {name}')
         for _ in range(1 if soak.short else 5):
             run = soak.stopped()
-            newest = Path(newest_checkpoint(str(run.work_dir)))
-            harm(newest, soak.chance)
+            path = newest(run)
+            harm(path, soak.chance)
             row.injected += 1
             run.start()
-            told = f'warning: {newest} is damaged'
+            told = f'warning: {path} is damaged'
             row.survived += run.wait() and told in run.output()
             row.lost += soak.lost(run)
             row.equal &= soak.is_equal(run, 'epochs')
@@ -209,9 +216,9 @@ def damaged_files(soak: Soak) -> Iterator[Row]:
 def full_disks(soak: Soak) -> Iterator[Row]:
     """A checkpoint that does not fit, and room for it later."""
     run = soak.stopped()
-    newest = Path(newest_checkpoint(str(run.work_dir)))
+    path = newest(run)
     before = sorted(run.work_dir.glob('*.pth'))
-    run.start(max_bytes=newest.stat().st_size // 2)
+    run.start(max_bytes=path.stat().st_size // 2)
     ended_well = run.wait()
     last = run.output().splitlines()[-1]
     told = last.startswith(f'error: {run.work_dir}/iter_')
@@ -260,12 +267,7 @@ def lost_workers(soak: Soak) -> Iterator[Row]:
 
 
 # Each gives lines of the table.
-FAULTS: list[Callable[[Soak], Iterator[Row]]] = [
-    killed_runs,
-    damaged_files,
-    full_disks,
-    lost_workers,
-]
+FAULTS = (killed_runs, damaged_files, full_disks, lost_workers)
 
 
 def main() -> None:

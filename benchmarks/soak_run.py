@@ -15,7 +15,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401  # by mmengine, when a run begins
@@ -61,7 +63,7 @@ SMALL = {
     'val_evaluator': None,
 }
 # Both loops; with 19 images, 10 steps of one process are an epoch.
-LOOPS = {
+LOOPS: dict[str, dict[str, Any]] = {
     'iterations': {
         'train_cfg.max_iters': 40,
         'train_dataloader.num_workers': 0,
@@ -135,7 +137,7 @@ class Run:
         for rank in range(self.processes):
             env = {'RANK': rank, 'WORLD_SIZE': self.processes}
             env |= {'LOCAL_RANK': rank, 'MASTER_PORT': port}
-            self.pids.append(fork(lambda env=env: self.work(env, max_bytes)))
+            self.pids.append(fork(partial(self.work, env, max_bytes)))
 
     def work(self, env: dict[str, int], max_bytes: int | None) -> None:
         """What each process does."""

@@ -17,7 +17,7 @@ from lors_det.version import __version__
 ROOT = Path(__file__).parents[1]
 SOURCES = [
     path
-    for folder in ('lors_det', 'tools', 'tests', 'configs')
+    for folder in ('benchmarks', 'configs', 'lors_det', 'tests', 'tools')
     for path in sorted((ROOT / folder).rglob('*.py'))
     if '.mim' not in path.parts
 ]

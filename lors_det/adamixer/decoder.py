@@ -18,7 +18,7 @@ from lors_det.adamixer.geometry import (
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
 from lors_det.adamixer.sampling import AdaptiveSampling, Pyramid
-from lors_det.lors.config import check_at_least
+from lors_det.lors.config import check_at_least, check_list
 
 STACKS = (
     'attention',
@@ -108,7 +108,6 @@ class AdaMixerDecoder(nn.Module):
             'in_points': in_points,
             'out_points': out_points,
             'feedforward_channels': feedforward_channels,
-            **{f'strides[{i}]': stride for i, stride in enumerate(strides)},
         }
         check_at_least(
             1,
@@ -121,13 +120,19 @@ class AdaMixerDecoder(nn.Module):
                 'decoder.num_reg_fcs': num_reg_fcs,
             },
         )
+        check_list(1, 'decoder.strides', strides)
         if not isinstance(fused_mixing, bool):
             raise TypeError(
                 f'decoder.fused_mixing={fused_mixing!r}: expected True or '
                 'False'
             )
-        stacks = dict(stacks or {})
-        unknown = sorted(set(stacks) - set(STACKS))
+        stacks = {} if stacks is None else stacks
+        if not isinstance(stacks, Mapping):
+            raise TypeError(
+                f'decoder.stacks={stacks!r}: expected a dict with keys out of '
+                f'{list(STACKS)}'
+            )
+        unknown = [step for step in stacks if step not in STACKS]
         if unknown:
             raise ValueError(
                 f'decoder.stacks has {unknown}: expected keys out of '

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
+from lors_det.adamixer.criterion import SetCriterion
 from lors_det.adamixer.decoder import StageOutput
+from lors_det.adamixer.parts import build_part
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
 from lors_det.lors.config import check_at_least
@@ -43,8 +46,8 @@ class AdaMixer(BaseDetector):
             options of ``torch.compile``, such as ``mode``.
 
     Raises:
-        TypeError: If a size or ``compile`` has a wrong type.
-        ValueError: If a size is wrong, or neck and decoder do not fit.
+        TypeError: If a setting has a wrong type or an unknown name.
+        ValueError: If a setting is wrong, or neck and decoder do not fit.
     """
 
     def __init__(
@@ -63,7 +66,15 @@ class AdaMixer(BaseDetector):
         super().__init__(
             data_preprocessor=data_preprocessor, init_cfg=init_cfg
         )
-        self.max_per_img = (test_cfg or {}).get('max_per_img', num_queries)
+        test_cfg = {} if test_cfg is None else test_cfg
+        if not isinstance(test_cfg, Mapping) or set(test_cfg) - {
+            'max_per_img'
+        }:
+            raise TypeError(
+                f"test_cfg={test_cfg!r}: expected a dict with 'max_per_img' "
+                'or without any key'
+            )
+        self.max_per_img = test_cfg.get('max_per_img', num_queries)
         check_at_least(
             1,
             **{
@@ -71,12 +82,14 @@ class AdaMixer(BaseDetector):
                 'test_cfg.max_per_img': self.max_per_img,
             },
         )
-        self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
-        self.decoder = MODELS.build(decoder)
+        self.backbone = build_part(MODELS, backbone, 'backbone')
+        self.neck = build_part(MODELS, neck, 'neck')
+        self.decoder = build_part(MODELS, decoder, 'decoder')
         self._check_pyramid()
         self.queries = InitialQueries(num_queries, self.decoder.embed_dims)
-        self.criterion = MODELS.build(criterion)
+        self.criterion = build_part(MODELS, criterion, 'criterion')
+        if isinstance(self.criterion, SetCriterion):
+            self.criterion.check(self.decoder.num_classes)
         self._compile_parts(compile)
 
     def _compile_parts(self, options: bool | Mapping[str, Any]) -> None:
@@ -90,9 +103,27 @@ class AdaMixer(BaseDetector):
                 f'model.compile={options!r}: expected True, False or a dict '
                 'of options of torch.compile'
             )
-        for part in (self.backbone, self.neck):
-            part.compile(**options)
-        self.decoder.compile(**{'fullgraph': True, **options})
+        for name in ('fullgraph', 'disable'):  # which torch does not check
+            if not isinstance(options.get(name, True), bool):
+                raise TypeError(
+                    f'model.compile.{name}={options[name]!r}: expected True '
+                    'or False'
+                )
+        backend = options.get('backend', 'inductor')
+        if not isinstance(backend, str) and not callable(backend):
+            raise TypeError(
+                f'model.compile.backend={backend!r}: expected the name of a '
+                'backend of torch.compile'
+            )
+        try:
+            for part in (self.backbone, self.neck):
+                part.compile(**options)
+            self.decoder.compile(**{'fullgraph': True, **options})
+        except Exception as error:  # torch has many for wrong options
+            raise ValueError(
+                f'model.compile={options!r}: expected options of '
+                f'torch.compile; {shorten(str(error), 200)}'
+            ) from error
 
     def _check_pyramid(self) -> None:
         """Refuse a neck that does not give what the decoder reads."""

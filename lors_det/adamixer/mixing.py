@@ -13,7 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lors_det.adamixer.fused import fused_mixing
 from lors_det.adamixer.init import xavier_reset
-from lors_det.lors import AdaptiveStack, StackedLayerNorm, StackedLinear
+from lors_det.lors import (
+    AdaptiveStack,
+    StackConfig,
+    StackedLayerNorm,
+    StackedLinear,
+)
 
 RECOMPUTE = {
     'none': 'nothing',
@@ -61,7 +66,7 @@ class AdaptiveMixing(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        if recompute not in RECOMPUTE:
+        if recompute not in list(RECOMPUTE):  # may be unhashable
             raise ValueError(
                 f'decoder.recompute={recompute!r}: expected one of '
                 f'{list(RECOMPUTE)}'
@@ -75,6 +80,9 @@ class AdaptiveMixing(nn.Module):
         self.fused = fused
         width = embed_dims // num_groups
         key = 'decoder.stacks.mixing_kernels'
+        # One rank for both matrices: name the limit that holds for both.
+        limit = min(width, in_points, out_points)
+        StackConfig.parse(kernels, key).private_sizes(num_stages, limit, key)
         self.channel = AdaptiveStack(
             num_stages, embed_dims, num_groups, width, width, kernels, key
         )

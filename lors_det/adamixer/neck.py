@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from lors_det.lors.config import check_at_least, check_list
+
 
 @MODELS.register_module()
 class SharedNormMapper(nn.Module):
@@ -25,7 +27,9 @@ class SharedNormMapper(nn.Module):
         num_norm_groups: Groups of the GroupNorm.
 
     Raises:
-        ValueError: If C is not divisible by ``num_norm_groups``.
+        TypeError: If a size has a wrong type.
+        ValueError: If a size is below 1, or C is not divisible by
+            ``num_norm_groups``.
     """
 
     def __init__(
@@ -35,6 +39,14 @@ class SharedNormMapper(nn.Module):
         num_norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        check_list(1, 'neck.in_channels', in_channels)
+        check_at_least(
+            1,
+            **{
+                'neck.out_channels': out_channels,
+                'neck.num_norm_groups': num_norm_groups,
+            },
+        )
         if out_channels % num_norm_groups:
             raise ValueError(
                 f'neck.out_channels={out_channels} is not divisible by '
@@ -65,7 +77,16 @@ class SharedNormMapper(nn.Module):
 
         Returns:
             One (B, C, H_l, W_l) per level.
+
+        Raises:
+            ValueError: If the backbone gives other channels.
         """
+        found = tuple(feat.shape[1] for feat in feats)
+        if found != self.in_channels:
+            raise ValueError(
+                f'neck.in_channels={list(self.in_channels)}: the backbone '
+                f'gives {list(found)}'
+            )
         return tuple(
             self.norm(conv(feat))
             for conv, feat in zip(self.convs, feats, strict=True)

@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -197,6 +199,9 @@ def _configure(args: argparse.Namespace) -> Config:
     elif not cfg.get('work_dir'):
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     cfg.launcher = args.launcher
+    if 'compile' in cfg and cfg.model.get('type') == 'AdaMixer':
+        # mmengine would compile the training step, and matching with it.
+        cfg.model.compile = cfg.pop('compile')
     return cfg
 
 
@@ -243,7 +248,18 @@ def _build_runner(cfg: Config) -> Runner:
     elif cfg.launcher == 'pytorch' and _restarts() > 0:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_processes(cfg.env_cfg.dist_cfg.backend)
-    return Runner.from_cfg(cfg)
+    return _Runner.from_cfg(cfg)
+
+
+class _Runner(Runner):
+    """mmengine's runner; a setting that the model refuses is the user's."""
+
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        """Build the model, or say in one line which setting is wrong."""
+        try:
+            return super().build_model(model)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f'CONFIG: model: {error}') from error
 
 
 def _join_processes(backend: str) -> None:

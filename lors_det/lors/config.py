@@ -58,8 +58,8 @@ class StackConfig:
     Args:
         mode: One of ``dense``, ``shared``, ``private``, ``lors``.
         rank: Rank r of one low-rank term; one value, or one per layer. Read
-            in the modes ``private`` and ``lors`` only. 0 leaves the private
-            part out.
+            in the modes ``private`` and ``lors`` only, checked in all. 0
+            leaves the private part out.
         num_param_groups: Number K of low-rank terms that are summed; one
             value, one per layer, or the name of a schedule (`SCHEDULES`).
             Read where ``rank`` is read.
@@ -111,7 +111,7 @@ class StackConfig:
         Raises:
             ValueError: If the mode is unknown.
         """
-        if self.mode not in MODES:
+        if self.mode not in list(MODES):  # which may be unhashable
             raise ValueError(
                 f'{key}.mode={self.mode!r}: expected one of '
                 + ', '.join(f'{m!r} ({text})' for m, text in MODES.items())
@@ -137,8 +137,6 @@ class StackConfig:
                 range.
         """
         self.check_mode(key)
-        if not self.has_private:
-            return [(0, 0)] * num_layers
         lowest = 1 if self.mode == 'private' else 0
         ranks = per_layer(
             self.rank, num_layers, f'{key}.rank', lowest, max_rank
@@ -153,6 +151,8 @@ class StackConfig:
                 )
             groups = SCHEDULES[groups](num_layers)
         groups = per_layer(groups, num_layers, group_key, 1)
+        if not self.has_private:  # checked all the same
+            return [(0, 0)] * num_layers
         return [
             (k, r) if r else (0, 0) for k, r in zip(groups, ranks, strict=True)
         ]
@@ -224,3 +224,25 @@ def check_at_least(lowest: int, **values: Any) -> None:
             raise TypeError(message)
         if value < lowest:
             raise ValueError(message)
+
+
+def check_list(lowest: int, key: str, values: object) -> None:
+    """Refuse what is not a list of integers, or holds one that is too small.
+
+    Args:
+        lowest: Smallest entry allowed.
+        key: Name of the setting.
+        values: What it is set to.
+
+    Raises:
+        TypeError: If it is no list, or an entry is not an integer.
+        ValueError: If it is empty, or an entry is below ``lowest``.
+    """
+    message = (
+        f'{key}={values!r}: expected a list of integers of at least {lowest}'
+    )
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(message)
+    if not values:
+        raise ValueError(message)
+    check_at_least(lowest, **{f'{key}[{i}]': v for i, v in enumerate(values)})

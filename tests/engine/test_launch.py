@@ -109,3 +109,18 @@ def test_a_full_disk_is_one_line(
     vars(arguments).update(resume=None, amp=None, auto_scale_lr=False)
     with pytest.raises(UsageError, match='No space left on device; the check'):
         launch.train(arguments)
+
+
+def test_compile_is_given_to_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not to mmengine, which would compile the matching too."""
+    monkeypatch.setattr(launch, 'install', lambda trust: None)
+    parser = launch.common_parser('')
+    config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+    arguments = [config, '--cfg-options', 'compile.mode=max-autotune']
+    cfg = launch._configure(parser.parse_args(arguments))
+    assert cfg.model.compile == {'mode': 'max-autotune'}
+    assert 'compile' not in cfg
+    cfg = launch._configure(parser.parse_args([config]))
+    assert 'compile' not in cfg.model

@@ -287,6 +287,15 @@ def test_a_checkpoint_of_another_depth_or_rank(
         ),
         (
             [
+                'tools/train.py', CONFIG, '--work-dir', '{tmp}',
+                '--cfg-options', *SMALL,
+                'model.decoder.stacks.mixing_kernels.rank=1000',
+            ],
+            'error: CONFIG: model: decoder.stacks.mixing_kernels.rank=1000: '
+            'expected values from 0 to 4',
+        ),
+        (
+            [
                 'tools/train.py', CONFIG,
                 '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
             ],

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from factories import build, detector_config, randomise
+
+from lors_det.engine.benchmark import Options, Subject
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', ['tools/benchmark.py', *arguments])
+    runpy.run_path('tools/benchmark.py', run_name='__main__')
+
+
+def test_two_detectors(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    dense = tmp_path / 'dense.py'
+    dense.write_text(
+        f'_base_ = {str(ROOT / CONFIG)!r}\n'
+        'model = dict(decoder=dict(stacks=dict(\n'
+        "    mixing_kernels=dict(mode='dense'))))\n"
+    )
+    out = tmp_path / 'times.json'
+    run(
+        monkeypatch, CONFIG, str(dense), '--image-size', '32', '64',
+        '--batch-size', '1', '--repeats', '1', '--json', str(out),
+    )  # fmt: skip
+    data = json.loads(out.read_text())
+    assert data['options']['batch_size'] == 1
+    assert list(data['results']) == ['lors-adamixer_r18_coco-tiny', 'dense']
+    parts = ['backbone', 'neck', 'decoder', 'post-processing']
+    for found in data['results'].values():
+        assert len(found['seconds']) == 1
+        assert list(found['parts']) == parts
+        assert all(len(taken) == 1 for taken in found['parts'].values())
+        # The finest of four levels of the neck: 128 channels, stride 4.
+        assert found['peak_bytes'] > 128 * 8 * 16 * 4
+    printed = capsys.readouterr().out
+    assert 'images/s' in printed
+    assert 'dense' in printed
+
+
+def test_the_parts_are_the_whole() -> None:
+    """Step by step gives the gradients of a training step."""
+    model = build(detector_config('lors'))
+    randomise(model)
+    model.train()
+    options = Options(batch_size=2, image_size=(64, 64), train=True)
+    subject = Subject(model, options)
+
+    subject.whole(3)()
+    whole = {n: p.grad for n, p in model.named_parameters()}
+    subject.by_part(3)()
+    parts = {n: p.grad for n, p in model.named_parameters()}
+
+    assert any(g is not None and g.any() for g in whole.values())
+    torch.testing.assert_close(parts, whole)
+    assert {p: len(t) for p, t in subject.taken.items()} == dict.fromkeys(
+        ('backbone', 'neck', 'decoder', 'criterion', 'backward'), 1
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['none.py'], 'CONFIG: none.py does not exist'),
+        ([CONFIG, CONFIG], 'CONFIG: one is named twice'),
+        ([CONFIG, '--batch-size', '0'], '--batch-size 0: expected 1 or more'),
+        (
+            [CONFIG, '--image-size', '64', '-1'],
+            '--image-size -1: expected 1 or more',
+        ),
+        ([CONFIG, '--device', 'tpu'], '--device tpu: expected cpu, cuda'),
+        ([CONFIG, '--amp', 'float16'], '--amp float16 needs --device cuda'),
+        (
+            [CONFIG, '--checkpoint', 'a.pth', 'b.pth'],
+            '--checkpoint: 2 files for 1 configs',
+        ),
+        ([CONFIG, '--checkpoint', 'a.pth'], 'a.pth does not exist'),
+        (
+            ['configs/deit/deit-tiny_digits.py'],
+            "deit-tiny_digits: model.type=.* expected 'AdaMixer'",
+        ),
+    ],
+)
+def test_errors(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=f'error: .*{message}'):
+        run(monkeypatch, *arguments)
