@@ -12,6 +12,7 @@ import torch
 from mmdet.models.losses import accuracy
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
+from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -26,8 +27,9 @@ class SetCriterion(nn.Module):
     """Hungarian matching, then focal, L1 and GIoU loss, of every stage.
 
     Each loss is summed over the batch and divided by the number of matched
-    queries (mean over processes). Where no image of the batch has a box, the
-    divisor is 1 and the box losses are 0; the releases divide by zero.
+    queries (mean over processes). Where no process has a box, the
+    divisor is that of one box in all and the box losses are 0; the releases
+    divide by zero.
 
     Source: AdaMixer (arXiv:2203.16507), "Overall AdaMixer detector"; the
     set loss of DETR with the focal loss of Sparse R-CNN.
@@ -206,7 +208,8 @@ class SetCriterion(nn.Module):
         boxes = torch.cat(list(gt_bboxes))[target].to(stage.bboxes)
 
         num_matched = reduce_mean(boxes.new_tensor([len(boxes)]))[0]
-        divisor = torch.where(num_matched > 0, num_matched, 1)
+        one = 1 / get_world_size()  # in all processes together
+        divisor = torch.where(num_matched > 0, num_matched, one)
         one_hot = torch.zeros_like(stage.cls_logits, dtype=torch.long)
         one_hot[image, query, labels] = 1
         predicted = stage.bboxes[image, query]

@@ -240,11 +240,12 @@ def _build_runner(cfg: Config) -> Runner:
             )
         # mmengine's own start-up asks for a CUDA device.
         _join_processes('gloo')
-        cfg.model_wrapper_cfg = ConfigDict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            device_ids=None,
-        )
+        if not cfg.get('model_wrapper_cfg'):
+            cfg.model_wrapper_cfg = ConfigDict(
+                type='MMDistributedDataParallel',
+                broadcast_buffers=False,
+                device_ids=None,
+            )
     elif cfg.launcher == 'pytorch' and _restarts() > 0:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_processes(cfg.env_cfg.dist_cfg.backend)

@@ -16,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lors_det.engine import dumps
 from lors_det.engine.checks import UsageError
@@ -174,6 +175,8 @@ class NonFiniteHook(Hook):
                 if parameter.grad is not None
             ]
             norm = torch.nn.utils.get_total_norm(gradients)
+            if isinstance(norm, DTensor):  # of sharded training
+                norm = norm.full_tensor()
             bad_gradient = ~norm.isfinite().to(bad_loss.device)
         flags = torch.stack([bad_loss, bad_gradient]).float()
         all_reduce(flags, 'max')

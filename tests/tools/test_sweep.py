@@ -42,17 +42,10 @@ SMALL = {
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_once(tmp_path: Path) -> None:
-    dense = tmp_path / 'dense.py'
-    dense.write_text(
-        f'_base_ = {str(ROOT / CONFIG)!r}\n'
-        'model = dict(decoder=dict(stacks=dict(\n'
-        "    mixing_kernels=dict(mode='dense'))))\n"
-    )
     file = tmp_path / 'sweep.yml'
     file.write_text(
         yaml.safe_dump(
-            {'configs': [CONFIG, str(dense)], 'seeds': [0, 1]}
-            | {'options': SMALL}
+            {'configs': [CONFIG], 'seeds': [0, 1]} | {'options': SMALL}
         )
     )
     out, log = tmp_path / 'out', tmp_path / 'sweep.log'
@@ -93,17 +86,16 @@ def test_a_sweep_that_is_killed_once(tmp_path: Path) -> None:
     with (out / 'results.csv').open() as table:
         rows = list(csv.DictReader(table))
     assert [(row['config'], row['seed']) for row in rows] == [
-        (config, seed) for config in (CONFIG, str(dense)) for seed in '01'
+        (CONFIG, seed) for seed in '01'
     ]
     for row in rows:
         assert 0 <= float(row['bbox_mAP']) <= float(row['bbox_mAP_50']) <= 1
         assert float(row['train_seconds']) > 0
         assert float(row['memory_mib']) > 50
-    lors, dense_row = (int(rows[i]['decoder_parameters']) for i in (0, 2))
-    assert lors != dense_row
+        assert int(row['decoder_parameters']) > 1000
     summary = (out / 'summary.md').read_text()
-    assert '4 of 4 runs are finished' in summary
-    assert summary.count(' | 2 | 0.') == 2  # two seeds in both lines
+    assert '2 of 2 runs are finished' in summary
+    assert summary.count(' | 2 | 0.') == 1  # a line of two seeds
     for ending in ('png', 'svg'):
         assert (out / f'summary.{ending}').stat().st_size > 1000
 

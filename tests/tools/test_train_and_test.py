@@ -59,6 +59,14 @@ def run(*command: str | Path, expect: int = 0, **env: str) -> str:
     return result.stdout
 
 
+def run_here(*command: str | Path) -> None:
+    """Run a tool in this process, to see what it raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, 'argv', [str(part) for part in command])
+        runpy.run_path(str(command[0]), run_name='__main__')
+
+
 def run_train(
     *arguments: str | Path, options: tuple = (), **kwargs: int
 ) -> str:
@@ -137,18 +145,16 @@ def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
         trained[0] / 'iter_4.pth', '--work-dir', tmp_path / 'work',
         '--out', out, '--show-dir', show,
     )  # fmt: skip
-    output = run_test(*arguments)
+    # Nothing is written over without being asked for.
+    out.write_bytes(b'earlier')
+    message = f'--out {out}: is there already; name another, or add --overwr'
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run_here('tools/test.py', CONFIG, *arguments)
+    output = run_test(*arguments, '--overwrite')
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in output
     detections = pickle.loads(out.read_bytes())
     assert len(detections) == len(list(show.glob('*.jpg'))) == 19
     assert detections[0]['pred_instances']['bboxes'].shape == (8, 4)
-    # Nothing is written over without being asked for.
-    output = run_test(*arguments, expect=1)
-    assert output.splitlines()[-1] == (
-        f'error: --out {out}: is there already; name another, or add '
-        '--overwrite'
-    )
-    run_test(*arguments, '--overwrite')
 
 
 def wait_for(path: Path) -> None:
@@ -191,9 +197,8 @@ def test_two_processes(tmp_path: Path) -> None:
         'tools/dist_test.sh', CONFIG, tmp_path / 'iter_20.pth', '2',
         '--work-dir', tmp_path, '--cfg-options', *SMALL, PORT='29512',
     )  # fmt: skip
-    one = run_test(tmp_path / 'iter_20.pth', '--work-dir', tmp_path)
     pattern = r'bbox_mAP_copypaste: (.*)'
-    assert re.findall(pattern, two) == re.findall(pattern, one) != []
+    assert re.findall(pattern, two) == re.findall(pattern, output) != []
 
 
 @pytest.mark.slow
@@ -226,26 +231,27 @@ def test_a_checkpoint_of_another_depth_or_rank(
     trained: tuple[Path, str],
 ) -> None:
     checkpoint = trained[0] / 'iter_4.pth'
-    output = run_test(
-        checkpoint, '--work-dir', trained[0] / 'other', expect=1,
-        options=('model.decoder.stacks.mixing_kernels.rank=3',),
-    )  # fmt: skip
-    assert output.splitlines()[-1].startswith(
-        'ValueError: decoder.stacks.mixing_kernels: the checkpoint '
+    holds = (
+        'decoder.stacks.mixing_kernels: the checkpoint '
         "(decoder.mixing.channel.*) holds mode 'lors', 3 layers, ranks "
         "{0: '1 x 2', 1: '2 x 2', 2: '3 x 2'}; the model was built with"
     )
-    output = run_test(
-        checkpoint, '--work-dir', trained[0] / 'other', expect=1,
-        options=(
-            'model.decoder.num_stages=2',
-            'model.decoder.stacks.mixing_kernels.num_param_groups=1',
+    for options, message in (
+        (['model.decoder.stacks.mixing_kernels.rank=3'], holds),
+        (
+            [
+                'model.decoder.num_stages=2',
+                'model.decoder.stacks.mixing_kernels.num_param_groups=1',
+            ],
+            "3 layers; the model was built with mode 'dense', 2 layers",
         ),
-    )  # fmt: skip
-    assert (
-        "3 layers; the model was built with mode 'dense', 2 layers"
-        in (output.splitlines()[-1])
-    )
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run_here(
+                'tools/test.py', CONFIG, checkpoint,
+                '--work-dir', trained[0] / 'other',
+                '--cfg-options', *SMALL, *options,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -311,13 +317,10 @@ def test_one_clear_line(
     command: list[str],
     message: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [part.replace('{tmp}', str(tmp_path)) for part in command]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', command)
     with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(command[0], run_name='__main__')
+        run_here(*command)
     assert str(exit_info.value).startswith(message)
 
 
