@@ -26,6 +26,7 @@ from benchmarks.variants import DEFAULT, FORWARD_ONLY, VARIANTS
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.engine import UsageError
 from lors_det.engine.report.text import ascii_table, markdown_table
+from lors_det.engine.timing import keep_freed_memory
 
 DOCUMENT = Path(__file__).parents[1] / 'docs' / 'performance.md'
 #: Options that describe one case, by the field that they set.
@@ -90,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--threads', type=int)
     parser.add_argument('--repeats', type=int)
+    parser.add_argument(
+        '--thorough',
+        action='store_true',
+        help='compare with the reference in float64 too, with all queries',
+    )
+    parser.add_argument(
+        '--keep-freed-memory',
+        action='store_true',
+        help='on a CPU, keep freed memory for the next call',
+    )
     parser.add_argument('--out', type=Path, metavar='FILE.json')
     parser.add_argument(
         '--markdown', action='store_true', help='print Markdown'
@@ -158,7 +169,11 @@ def _default(given: dict[str, Any]) -> tuple[str, ...]:
         if variant.runner == 'eager'
         and not variant.needs_gpu
         and not (given['mode'] == 'train' and name in FORWARD_ONLY)
-        and not (given['mode'] == 'forward' and variant.recompute)
+        and not (
+            given['mode'] == 'forward'
+            and name.startswith('lors-')
+            and variant.recompute
+        )
         and variant.recompute != DEFAULT
     )
 
@@ -201,9 +216,11 @@ def _measure(
     """Run the cases; print and write what is there after each."""
     table = markdown_table if args.markdown else ascii_table
     print(machine_line(machine()))
+    if args.keep_freed_memory:
+        keep_freed_memory()
     results = []
     for axis, case in cases:
-        result = run_case(case, thorough=axis is None)
+        result = run_case(case, thorough=args.thorough)
         if axis:
             result['sweep'] = axis
         results.append(result)

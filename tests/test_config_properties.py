@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lors_det.adamixer import AdaMixerDecoder, SharedNormMapper
 from lors_det.adamixer.decoder import STACKS
+from lors_det.adamixer.mixing import RECOMPUTE
 from lors_det.lors import MODES
 
 SCHEDULES = ('rising', 'falling')
@@ -133,7 +134,7 @@ DECODER = {
     'num_reg_fcs': not_sizes(0),
     'strides': a_list_with(not_sizes()),
     'stacks': not_sizes().filter(no(None, {})),
-    'recompute': not_sizes().filter(no('none', 'activations', 'kernels')),
+    'recompute': not_sizes().filter(no(*RECOMPUTE)),
     'fused_mixing': not_sizes().filter(no(True, False)) | st.just(1),
 }
 STACK = {
@@ -458,9 +459,7 @@ def detectors(draw: st.DrawFn) -> dict[str, Any]:
         )
         for step in STACKS
     }
-    decoder['recompute'] = draw(
-        st.sampled_from(['none', 'activations', 'kernels'])
-    )
+    decoder['recompute'] = draw(st.sampled_from(list(RECOMPUTE)))
     strides, width = decoder['strides'], decoder['embed_dims']
     channels = [draw(st.integers(1, 3)) for _ in strides]
     limit = draw(st.none() | st.integers(1, 50))

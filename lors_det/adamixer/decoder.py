@@ -95,7 +95,7 @@ class AdaMixerDecoder(nn.Module):
         num_reg_fcs: int = 1,
         strides: Sequence[int] = (4, 8, 16, 32),
         stacks: Mapping[str, Any] | None = None,
-        recompute: str = 'none',
+        recompute: str = 'auto',
         fused_mixing: bool = False,
     ) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from lors_det.lors import (
 )
 
 RECOMPUTE = {
+    'auto': 'nothing for few queries, the matrices too for many',
     'none': 'nothing',
     'activations': 'what the generated matrices give, and its norms',
     'kernels': 'the generated matrices too',
@@ -62,7 +63,7 @@ class AdaptiveMixing(nn.Module):
         out_points: int,
         kernels: object = None,
         out_proj: object = None,
-        recompute: str = 'none',
+        recompute: str = 'auto',
         fused: bool = False,
     ) -> None:
         super().__init__()
@@ -137,8 +138,13 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C).
         """
-        recompute = self.recompute if torch.is_grad_enabled() else 'none'
-        if recompute == 'none':
+        recompute = self.recompute
+        if recompute == 'auto':
+            # With more queries than columns of a generator, the matrices are
+            # most of the memory, and cheap next to it.
+            many = content.shape[:-1].numel() > content.shape[-1]
+            recompute = 'kernels' if many else 'none'
+        if recompute == 'none' or not torch.is_grad_enabled():
             return self._mix(sampled, content, stage)
         if recompute == 'kernels':
             return _recomputed(self._mix, sampled, content, stage)

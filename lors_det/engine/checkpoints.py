@@ -68,7 +68,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 def damage(path: str | os.PathLike[str]) -> str | None:
     """What is wrong with a checkpoint that ``torch.save`` wrote.
 
-    Reads the whole file once, about 1 GB per second.
+    Reads the whole file once.
 
     Args:
         path: The file.

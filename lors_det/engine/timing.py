@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 import weakref
@@ -39,6 +40,18 @@ class Spread:
             return cls(values[0], values[0], values[0])
         low, _, high = quantiles(values, n=4, method='inclusive')
         return cls(median(values), low, high)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, as torch's allocator does on a GPU.
+
+    Otherwise every large tensor comes from the system, page by page, and a
+    measurement is one of page faults. Elsewhere than on glibc, nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single tensor
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def ratio(seconds: Iterable[float], baseline: Iterable[float]) -> Spread:

@@ -94,7 +94,7 @@ def test_recomputing_changes_nothing_but_memory(mode: str) -> None:
     x = torch.randn(1, 5, 2, 4, 8, dtype=torch.float64, requires_grad=True)
     query = torch.randn(1, 5, 16, dtype=torch.float64, requires_grad=True)
     kept, found = [], []
-    for recompute in RECOMPUTE:
+    for recompute in ('none', 'activations', 'kernels'):
         module.recompute = recompute
         out = module(x, query, 1)
         # Stages share no parameter with each other in the dense mode.
@@ -105,6 +105,23 @@ def test_recomputing_changes_nothing_but_memory(mode: str) -> None:
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[2], found[0])
     assert kept[0] > kept[1] > kept[2]
+
+
+def test_many_queries_are_recomputed_by_default() -> None:
+    """More than a generator has columns: memory is what is short."""
+    module = mixing('lors')
+    randomise(module)
+    kept = {}
+    for num_queries in (16, 17):
+        x = torch.randn(1, num_queries, 2, 4, 8, requires_grad=True)
+        query = torch.randn(1, num_queries, 16, requires_grad=True)
+        for recompute in RECOMPUTE:
+            module.recompute = recompute
+            kept[num_queries, recompute] = saved_bytes(
+                lambda x=x, query=query: module(x, query, 1)
+            )
+    assert kept[16, 'auto'] == kept[16, 'none']
+    assert kept[17, 'auto'] == kept[17, 'kernels'] < kept[17, 'none']
 
 
 def test_unknown_recompute_is_an_error() -> None:

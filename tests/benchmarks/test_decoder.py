@@ -96,7 +96,7 @@ def test_what_is_wrong_is_not_timed(
         match=r'error: lors, mixing forward.*, in float64: output '
         r'0 differs from the float64 reference by .* not timed'
     ):  # fmt: skip
-        decoder.main([*SMALL])
+        decoder.main([*SMALL, '--thorough'])
     assert ' ms ' not in capsys.readouterr().out
 
 
