@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from lors_det.engine import UsageError, launch
 
 
-def gloo_threads() -> int:
+def gloo_threads() -> set[str]:
     tasks = Path('/proc/self/task').iterdir()
-    names = [(task / 'comm').read_text() for task in tasks]
-    return sum('gloo' in name for name in names)
+    return {
+        task.name for task in tasks if 'gloo' in (task / 'comm').read_text()
+    }
 
 
 @pytest.mark.skipif(
@@ -28,16 +29,17 @@ def gloo_threads() -> int:
 )
 def test_leaving_ends_the_threads_of_the_group(tmp_path: Path) -> None:
     """Else one may free a tensor at exit, which aborts the process."""
+    others = gloo_threads()  # of other tests
     dist.init_process_group(
         'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
     )
     wrapped = DistributedDataParallel(nn.Linear(2, 2))
     wrapped.cycle = [wrapped]  # type: ignore[assignment]  # as in a runner
-    assert gloo_threads()
+    assert gloo_threads() - others
     del wrapped
     launch._leave()
     assert not dist.is_initialized()
-    assert not gloo_threads()
+    assert not gloo_threads() - others
 
 
 def resume_from(work_dir: Path, **arguments: str | bool) -> str | None:
