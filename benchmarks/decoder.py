@@ -22,7 +22,7 @@ from benchmarks.checked import WrongResult, run_case
 from benchmarks.document import PRESETS, machine, render, write_results
 from benchmarks.presets import AXES, BAR, SWEPT, sweep, sweeps
 from benchmarks.tables import bar_table, case_table, machine_line, sweep_tables
-from benchmarks.variants import DEFAULT, FORWARD_ONLY, VARIANTS
+from benchmarks.variants import FORWARD_ONLY, VARIANTS
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.engine import UsageError
 from lors_det.engine.report.text import ascii_table, markdown_table
@@ -171,10 +171,9 @@ def _default(given: dict[str, Any]) -> tuple[str, ...]:
         and not (given['mode'] == 'train' and name in FORWARD_ONLY)
         and not (
             given['mode'] == 'forward'
-            and name.startswith('lors-')
+            and variant.model == 'lors'
             and variant.recompute
         )
-        and variant.recompute != DEFAULT
     )
 
 

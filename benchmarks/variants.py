@@ -42,7 +42,11 @@ class Variant:
 VARIANTS = {
     'reference': Variant('lors', plain=True),
     'lors': Variant('lors'),
-    **{f'lors-{how}': Variant('lors', recompute=how) for how in RECOMPUTE},
+    **{
+        f'lors-{how}': Variant('lors', recompute=how)
+        for how in RECOMPUTE
+        if how != DEFAULT
+    },
     'lors-fused': Variant('lors', fused=True),
     'lors-folded': Variant('folded'),
     'lors-folded-all': Variant('folded-all'),
@@ -52,7 +56,7 @@ VARIANTS = {
     'dense': Variant('dense', recompute='none'),
     'dense-g2': Variant('dense-g2', recompute='none'),
     'dense-plain': Variant('dense', plain=True),
-    'dense-fused': Variant('dense', fused=True),
+    'dense-fused': Variant('dense', recompute='none', fused=True),
     'dense-compiled': Variant('dense', runner='compiled'),
     'dense-graphed': Variant('dense', runner='graphed'),
     'dense-fused-graphed': Variant('dense', runner='graphed', fused=True),

@@ -63,7 +63,9 @@ def fused_mixing(sampled: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
     """
     reason = why_not_fused(sampled, channel, spatial)
     if reason is not None:
-        raise ValueError(f'fused mixing is not possible: {reason}')
+        raise ValueError(
+            f'decoder.fused_mixing=True is not possible: {reason}'
+        )
     dtype = _dtype(sampled)
     return torch.ops.lors_det.fused_mixing(
         sampled.to(dtype), channel.to(dtype), spatial.to(dtype)

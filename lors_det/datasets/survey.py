@@ -24,6 +24,7 @@ from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.findings import ANSWERS, Findings
 from lors_det.datasets.images import LoadCheckedImage, inspect_image
 from lors_det.engine import UsageError
+from lors_det.engine.checks import datasets_of
 from lors_det.engine.launch import load_config
 from lors_det.engine.report.text import ascii_table
 
@@ -61,7 +62,10 @@ class Survey:
         for kind, found in self.findings.items():
             first = '\n'.join(found.examples)
             rows.append([kind, str(found.count), ANSWERS[kind], first])
-        lines.append(ascii_table(rows) if rows[1:] else 'no defects')
+        if rows[1:]:
+            lines.append(ascii_table(rows))
+        elif self.refused is None:
+            lines.append('no defects')
         return '\n'.join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,9 +128,7 @@ def check(args: argparse.Namespace) -> bool:
     seen: list[Mapping[str, Any]] = []
     for split in splits:
         key = f'{split}_dataloader.dataset'
-        for dataset in _leaves(
-            (cfg.get(key.split('.')[0]) or {}).get('dataset')
-        ):
+        for dataset in datasets_of(cfg, split):
             if dataset not in seen:
                 seen.append(dataset)
                 num_queries = (cfg.get('model') or {}).get('num_queries')
@@ -233,17 +235,6 @@ def _loader(pipeline: Iterable[Mapping[str, Any]]) -> LoadCheckedImage:
             del arguments['type']
             return LoadCheckedImage(**arguments)
     return LoadCheckedImage()
-
-
-def _leaves(dataset: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """A data set's config, or those that it wraps."""
-    if dataset is None:
-        return
-    inner = [*dataset.get('datasets', ()), dataset.get('dataset')]
-    if inner == [None]:
-        yield dataset
-    for each in inner:
-        yield from _leaves(each)
 
 
 @contextlib.contextmanager

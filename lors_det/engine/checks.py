@@ -30,7 +30,7 @@ def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
             says which setting named it.
     """
     key = f'{loop}_dataloader'
-    for dataset in _datasets((cfg.get(key) or {}).get('dataset') or {}):
+    for dataset in datasets_of(cfg, loop):
         if dataset.get('backend_args'):
             continue  # not in the file system: the backend will tell
         root = dataset.get('data_root') or ''
@@ -45,13 +45,26 @@ def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
                 )
 
 
-def _datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def datasets_of(
+    cfg: Mapping[str, Any], loop: str
+) -> Iterator[Mapping[str, Any]]:
+    """Configs of the data sets of a loop, without what wraps them.
+
+    Args:
+        cfg: The whole config.
+        loop: ``train``, ``val`` or ``test``.
+    """
+    outer = (cfg.get(f'{loop}_dataloader') or {}).get('dataset')
+    return _unwrap(outer) if outer else iter(())
+
+
+def _unwrap(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A dataset's config, or those that it wraps."""
     if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'])
+        yield from _unwrap(dataset['dataset'])
     elif 'datasets' in dataset:
         for inner in dataset['datasets']:
-            yield from _datasets(inner)
+            yield from _unwrap(inner)
     else:
         yield dataset
 

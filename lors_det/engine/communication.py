@@ -164,6 +164,7 @@ def step_seconds(
 @contextmanager
 def alone() -> Iterator[None]:
     """A process group of this process only."""
+    # torch's stubs lack it.
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group('gloo', store=store, rank=0, world_size=1)
     try:

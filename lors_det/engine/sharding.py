@@ -63,6 +63,7 @@ class FullySharded(nn.Module):
         mesh = init_device_mesh(
             get_device(), (torch.distributed.get_world_size(),)
         )
+        # mmengine's models have it, torch's modules do not.
         module.init_weights()  # type: ignore[operator]
         for tensor in module.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
