@@ -17,7 +17,8 @@ from lors_det.adamixer.geometry import (
 )
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.sampling import AdaptiveSampling, Pyramid
+from lors_det.adamixer.pyramid import Pyramid
+from lors_det.adamixer.sampling import AdaptiveSampling
 from lors_det.lors.config import check_at_least, check_list
 
 STACKS = (

@@ -4,67 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lors_det.adamixer.geometry import at_least_float32, sizes_from_zr
 from lors_det.adamixer.init import zero_weights
+from lors_det.adamixer.pyramid import Pyramid
 from lors_det.lors import StackedLinear
 
 LEVEL_TAU = 2.0
-
-
-class Pyramid(NamedTuple):
-    """A feature pyramid in the order in which points read it.
-
-    Args:
-        cells: (B, T, C), the cells of all levels row by row, each with its
-            channels next to each other; at least float32.
-        heights: (levels) cells.
-        widths: (levels) cells.
-        starts: (levels) index of a level's first cell.
-        strides: (levels) in pixels.
-    """
-
-    cells: Tensor
-    heights: Tensor
-    widths: Tensor
-    starts: Tensor
-    strides: Tensor
-
-    @classmethod
-    def build(cls, feats: Sequence[Tensor], strides: Sequence[int]) -> Pyramid:
-        """Lay out the levels.
-
-        Args:
-            feats: One (B, C, H_l, W_l) per level.
-            strides: Stride of every level in pixels.
-
-        Raises:
-            ValueError: If the number of levels differs from that of the
-                strides.
-        """
-        if len(feats) != len(strides):
-            raise ValueError(
-                f'decoder.strides={list(strides)}: the neck gives '
-                f'{len(feats)} levels, expected one stride for each'
-            )
-        cells = torch.cat([feat.flatten(2).mT for feat in feats], dim=1)
-        heights = [feat.shape[2] for feat in feats]
-        widths = [feat.shape[3] for feat in feats]
-        sizes = [h * w for h, w in zip(heights, widths, strict=True)]
-        starts = [sum(sizes[:level]) for level in range(len(sizes))]
-        # Filled on the device: copying from the host would wait for it, and
-        # cannot be recorded in a CUDA graph.
-        numbers = [
-            torch.stack([cells.new_full((), n, dtype=torch.long) for n in row])
-            for row in (heights, widths, starts, strides)
-        ]
-        return cls(at_least_float32(cells), *numbers)
 
 
 def level_weights(z: Tensor, strides: Tensor) -> Tensor:
@@ -126,11 +75,10 @@ def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
     groups = torch.arange(num_groups, device=points.device)
     cells = cells + images.view(-1, 1, 1, 1, 1, 1, 1)
     index = cells * num_groups + groups.view(-1, 1, 1, 1, 1)
-    sampled = F.embedding_bag(
+    sampled = pyramid.read(
         index.flatten(0, 3).flatten(1),  # (B N G P, 4 levels)
-        pyramid.cells.view(-1, channels // num_groups),
-        per_sample_weights=weights.flatten(0, 3).flatten(1),
-        mode='sum',
+        weights.flatten(0, 3).flatten(1),
+        channels // num_groups,
     )
     return sampled.view(*points.shape[:-1], -1)
 

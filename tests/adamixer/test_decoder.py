@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,11 @@ from factories import (
     randomise,
     stacks,
 )
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
@@ -257,3 +263,50 @@ def test_one_graph_for_all_sizes(recompute: str) -> None:
                 expected = model(inputs, content, xyzr)[-1]
             torch.testing.assert_close(found, expected)
     assert counter.frame_count == 2
+
+
+class OnlyOn(TorchDispatchMode):
+    """Refuses operators that read or write another kind of device."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, out)):
+            if isinstance(x, Tensor) and x.device.type != self.kind:
+                raise AssertionError(f'{func} on {x.device}')
+        return out
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_forward_never_leaves_the_gpu(mode: str) -> None:
+    """No copy to or from the host, no wait for a value: it can be recorded."""
+    with FakeTensorMode(), torch.device('cuda'):
+        model = decoder(mode)
+        feats = [feat.requires_grad_() for feat in pyramid(2)]
+        inputs = feats, torch.randn(2, 7, 32), positions(2, 7)
+        with OnlyOn('cuda'):
+            model(*inputs)
+
+
+@pytest.mark.parametrize(
+    'leave',
+    [
+        lambda x: x + x.new_tensor([1.0, 2.0]),
+        lambda x: x + torch.tensor(2.0, device='cpu'),
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+    ],
+)
+def test_what_leaves_the_gpu_is_seen(leave: Callable[[Tensor], Any]) -> None:
+    with FakeTensorMode(), torch.device('cuda'), OnlyOn('cuda'):
+        with pytest.raises((AssertionError, RuntimeError)):
+            leave(torch.randn(2))
