@@ -154,10 +154,13 @@ class StackedLinear(Stack):
         if not self.is_applied(num_rows, layer):
             return F.linear(x, self.weight(layer), bias)
         name = str(layer)
-        low = F.linear(F.linear(x, self.private_a[name]), self.private_b[name])
-        if self.shared is None:
-            return low if bias is None else low + bias
-        return F.linear(x, self.shared, bias) + low
+        # As rows, so that autograd sums the two gradients of x in place.
+        rows = x.reshape(-1, self.in_features)
+        low = F.linear(rows, self.private_a[name])
+        y = F.linear(low, self.private_b[name], bias)
+        if self.shared is not None:
+            y = torch.addmm(y, rows, self.shared.mT)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def is_applied(self, num_rows: int, layer: int) -> bool:
         """Choose by multiply-adds: apply the low-rank part, or sum up first.
