@@ -155,6 +155,7 @@ def _forward(
                     return step(inputs.tensors)
             finally:
                 decoder.mixing.recompute = default
+                decoder.mixing.fused = False
 
         return forward
 

@@ -67,9 +67,7 @@ class Pyramid(NamedTuple):
         # A compiler has to see what is computed.
         plain = torch.compiler.is_compiling() or not cells.requires_grad
         reads = None if plain else Reads(cells)
-        return cls(
-            cells, numbers[0], numbers[1], numbers[2], numbers[3], reads
-        )
+        return cls._make((cells, *numbers, reads))
 
     def read(self, index: Tensor, weights: Tensor, width: int) -> Tensor:
         """Sum cells by weights.
