@@ -20,7 +20,7 @@ from benchmarks.cases import (
 )
 from benchmarks.variants import Variant
 from lors_det.adamixer import AdaMixerDecoder
-from lors_det.engine import timing
+from lors_det.analysis import timing
 
 Forward = Callable[[], Outputs]
 

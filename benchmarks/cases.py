@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from benchmarks import reference
+from docs import method as reference
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
 from lors_det.lors import fold

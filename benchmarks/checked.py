@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import reference
 from benchmarks.bench import Bench
 from benchmarks.cases import (
     Case,
@@ -21,9 +20,10 @@ from benchmarks.cases import (
     run,
 )
 from benchmarks.variants import VARIANTS, Variant
+from docs import method as reference
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.engine import timing
+from lors_det.analysis import timing
 
 #: Queries that the float64 reference mixes at once: it needs the memory.
 CHUNK = 50

@@ -24,9 +24,9 @@ from benchmarks.presets import AXES, BAR, SWEPT, sweep, sweeps
 from benchmarks.tables import bar_table, case_table, machine_line, sweep_tables
 from benchmarks.variants import FORWARD_ONLY, VARIANTS
 from lors_det.adamixer import AdaMixerDecoder
-from lors_det.engine import UsageError
-from lors_det.engine.report.text import ascii_table, markdown_table
-from lors_det.engine.timing import keep_freed_memory
+from lors_det.analysis.tables import ascii_table, markdown_table
+from lors_det.analysis.timing import keep_freed_memory
+from lors_det.errors import UsageError
 
 DOCUMENT = Path(__file__).parents[1] / 'docs' / 'performance.md'
 #: Options that describe one case, by the field that they set.

@@ -18,8 +18,8 @@ from benchmarks.tables import (
     machine_line,
     sweep_tables,
 )
-from lors_det.engine import UsageError
-from lors_det.engine.report.text import markdown_table
+from lors_det.analysis.tables import markdown_table
+from lors_det.errors import UsageError
 
 #: Blocks of the document by preset; each is written between two marks.
 PRESETS = ('bar', 'sweeps')

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.presets import AXES, SWEPT
 from benchmarks.tables import Result, median_of
-from lors_det.engine.timing import Spread, ratio
+from lors_det.analysis.timing import Spread, ratio
 
 COLOURS = {'reference': '#d1603d', 'dense': '#7a869a', 'lors': '#3b6fb6'}
 GROWTH = ('batch', 'queries', 'stages')

@@ -28,7 +28,7 @@ from mmengine.config import Config
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.soak_run import LOOPS, ROOT, SHORT, SMALL, Run, fork, prepare
-from lors_det.engine.checkpoints import damage, newest_checkpoint
+from lors_det.hooks.checkpoint import damage, newest_checkpoint
 
 DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
 

@@ -24,8 +24,8 @@ import torchvision  # noqa: F401  # by mmengine, when a run begins
 from mmengine.runner import runner as mmengine_runner
 from yapf.yapflib import yapf_api
 
-from lors_det.engine import UsageError
-from lors_det.engine.launch import train
+from lors_det.cli.launch import train
+from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 # A detector that takes a step in a fraction of a second, on images that are

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.presets import AXES, ROWS, SWEPT, Row
-from lors_det.engine.report.text import ascii_table
-from lors_det.engine.timing import Spread, ratio
+from lors_det.analysis.tables import ascii_table
+from lors_det.analysis.timing import Spread, ratio
 
 Result = Mapping[str, Any]
 Table = Callable[[list[list[str]]], str]

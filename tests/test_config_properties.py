@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import build, criterion_config, randomise
+from helpers.factories import build, criterion_config, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.registry import MODELS

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from lors_det.engine.report.costs import build_on_meta
+from lors_det.analysis.costs import build_on_meta
 from lors_det.lors import AdaptiveStack, StackedLinear, count_parameters
 
 CONFIG_DIR = Path(__file__).parents[1] / 'configs'
@@ -195,7 +195,7 @@ def check_static(stack: nn.Module, mode: str, rank: int) -> None:
     assert isinstance(stack, StackedLinear)
     assert stack.config.mode == mode
     if stack.config.has_private:
-        assert {len(a) for a in stack.private_a.values()} == {rank}
+        assert {len(a) for a in stack.private_A.values()} == {rank}
 
 
 def test_closed_form_on_the_releases() -> None:

@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from factories import build, decoder_config, detector_config, randomise
-from forked import in_processes
-from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
-from parallel_steps import (
+from helpers.factories import build, decoder_config, detector_config, randomise
+from helpers.forked import in_processes
+from helpers.parallel_steps import (
     COUNTS,
     EMPTY,
     assert_equal,
@@ -29,10 +24,15 @@ from parallel_steps import (
     share,
     steps,
 )
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lors_det.engine.communication import count_bytes
+from benchmarks.communication import count_bytes
 from lors_det.lors import MODES
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from factories import build
-from golden_files import GOLDEN_DIR
+from helpers.factories import build
+from helpers.golden_files import GOLDEN_DIR
 from mmengine.config import Config
 from torch import nn
 
@@ -39,8 +39,8 @@ DECODER_PARTS = {
     'mixing': r'mixing\.',
     'mixing_total': r'mixing\.',
     'shared_generator': r'mixing\.(channel|spatial)\.shared\.',
-    'private_generators': r'mixing\.(channel|spatial)\.core\.',
-    'private_factors': r'mixing\.(channel|spatial)\.(left|right)\.',
+    'private_generators': r'mixing\.(channel|spatial)\.private_E\.',
+    'private_factors': r'mixing\.(channel|spatial)\.private_[AB]\.',
     'shared_out_proj': r'mixing\.out_proj\.shared$',
     'private_out_proj_AB': r'mixing\.out_proj\.private_[ab]\.',
     'out_proj_bias': r'mixing\.out_proj\.bias\.',

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden_decoders
-import golden_detectors
-import golden_modules
 import pytest
 import torch
-from golden_files import BOUNDS, Check, Golden, dtype_name, golden_files
+from helpers import golden_decoders, golden_detectors, golden_modules
+from helpers.golden_files import (
+    BOUNDS,
+    Check,
+    Golden,
+    dtype_name,
+    golden_files,
+)
 
-from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.lors import AdaptiveStack, StackedLinear
+from lors_det.lors import StackedLinear
 
 #: What is compared, by how the names of the files begin.
 CHECKS: dict[str, list[Check]] = {
@@ -73,48 +76,6 @@ def test_golden(path: Path, check: Check, dtype: torch.dtype) -> None:
         comparison.check(golden.bounds())
 
 
-def places(place: str) -> dict[tuple[type, str], object]:
-    """Add the low-rank parts at one place, whatever it costs."""
-
-    def cheapest(
-        self: AdaptiveStack,
-        num_queries: int,
-        layer: int,
-        num_vectors: int | None = None,
-    ) -> str:
-        impossible = place == 'result' and num_vectors is None
-        return place if self.core and not impossible else 'matrices'
-
-    def is_applied(self: StackedLinear, num_rows: int, layer: int) -> bool:
-        return place == 'result' and str(layer) in self.private_a
-
-    return {
-        (AdaptiveStack, 'cheapest'): cheapest,
-        (StackedLinear, 'is_applied'): is_applied,
-    }
-
-
-def recomputing(what: str) -> dict[tuple[type, str], object]:
-    """Build every mixing with the switch, whatever its config says."""
-    build = AdaptiveMixing.__init__
-
-    def init(self: AdaptiveMixing, *args: object, **kwargs: object) -> None:
-        build(self, *args[:7], recompute=what, **kwargs)
-
-    return {(AdaptiveMixing, '__init__'): init}
-
-
-@pytest.mark.parametrize(
-    'changes',
-    [
-        pytest.param(change(value), id=value)
-        for change, values in (
-            (places, ('generator', 'matrices', 'result')),
-            (recomputing, ('activations', 'kernels')),
-        )
-        for value in values
-    ],
-)
 @pytest.mark.parametrize(
     ('path', 'check'),
     [
@@ -123,19 +84,18 @@ def recomputing(what: str) -> dict[tuple[type, str], object]:
         if path.stem.startswith(('mixing_lors', 'decoder_'))
     ],
 )
+@pytest.mark.parametrize('unmerged', [False, True])
 def test_every_path_is_equal(
-    changes: dict[tuple[type, str], object],
-    path: Path,
-    check: Check,
-    monkeypatch: pytest.MonkeyPatch,
+    unmerged: bool, path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A switch or a counted choice may change the cost, not the numbers."""
-    for (owner, name), value in changes.items():
-        monkeypatch.setattr(owner, name, value)
+    """What is chosen by cost changes the cost, not the numbers."""
+    monkeypatch.setattr(
+        StackedLinear,
+        'use_unmerged',
+        lambda self, num_rows, layer: (
+            unmerged and str(layer) in self.private_A
+        ),
+    )
     golden = Golden.load(path, torch.float32)
     for comparison in check(golden):
         comparison.check(golden.bounds())
-
-
-def test_there_is_something_to_compare() -> None:
-    assert checks()

@@ -4,8 +4,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import golden_report
-from golden_report import BEGIN, END
+from helpers import golden_report
+from helpers.golden_report import BEGIN, END
 from test_golden import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]

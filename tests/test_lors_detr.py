@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from lors_detr_table import CONFIGS, ROOT, count, dense_config, load, written
-from lors_detr_table import table as parameter_table
+from helpers.lors_detr_table import (
+    CONFIGS,
+    ROOT,
+    count,
+    dense_config,
+    load,
+    written,
+)
+from helpers.lors_detr_table import table as parameter_table
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -18,7 +25,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-import lors_det.engine.lorsified  # noqa: F401  # registers
+import lors_det.lors_detr  # noqa: F401  # registers
 from lors_det.lors import fold, report
 
 STACKS = {
@@ -101,7 +108,7 @@ def test_training_step_and_detections(
     before = {
         name: p.detach().clone()
         for name, p in model.named_parameters()
-        if '_stacks.' in name and ('shared' in name or 'private_b' in name)
+        if '_stacks.' in name and ('shared' in name or 'private_B' in name)
     }
     model.train()
     losses = model.train_step(copy.deepcopy(batch), optim_wrapper)

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.engine import UsageError
-from lors_det.engine.benchmark import (
+from lors_det.analysis.benchmark import (
     Options,
     build,
     check_checkpoints,
     measure,
     table,
 )
-from lors_det.engine.launch import load_config
-from lors_det.engine.report.text import names_of
+from lors_det.analysis.tables import names_of
+from lors_det.cli.launch import load_config
+from lors_det.errors import UsageError
 
 
 def main():

@@ -5,7 +5,7 @@ import sys
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.datasets.survey import check, parser
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 
 def main():

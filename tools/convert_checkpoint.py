@@ -5,7 +5,7 @@ import argparse
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.convert.command import convert_file
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 
 def main():

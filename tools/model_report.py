@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.engine import UsageError
-from lors_det.engine.launch import load_config
-from lors_det.engine.report.costs import report
-from lors_det.engine.report.plots import write_plots
-from lors_det.engine.report.text import (
+from lors_det.analysis.costs import report
+from lors_det.analysis.plots import write_plots
+from lors_det.analysis.tables import (
     ascii_table,
     format_reports,
     markdown_table,
     names_of,
 )
+from lors_det.cli.launch import load_config
+from lors_det.errors import UsageError
 
 
 def main():

@@ -5,8 +5,8 @@ import argparse
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.engine import UsageError
-from lors_det.engine.report.zoo import zoo_page
+from lors_det.analysis.zoo import zoo_page
+from lors_det.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'model_zoo.md'

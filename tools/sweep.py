@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.engine import UsageError
-from lors_det.engine.sweep.run import run_sweep
+from lors_det.cli.sweep.run import run_sweep
+from lors_det.errors import UsageError
 
 
 def main():

@@ -2,8 +2,8 @@
 """Train a detector: python tools/train.py CONFIG."""
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.engine import UsageError
-from lors_det.engine.launch import common_parser, train
+from lors_det.cli.launch import common_parser, train
+from lors_det.errors import UsageError
 
 
 def main():

@@ -4,11 +4,11 @@ custom_imports = dict(
     imports=[
         'lors_det.adamixer',
         'lors_det.datasets.coco',
-        'lors_det.datasets.hook',
-        'lors_det.engine.checkpoints',
-        'lors_det.engine.nonfinite',
-        'lors_det.engine.resume',
-        'lors_det.engine.visualizer',
+        'lors_det.hooks.data_defects',
+        'lors_det.hooks.checkpoint',
+        'lors_det.hooks.non_finite',
+        'lors_det.hooks.exact_resume',
+        'lors_det.analysis.visualizer',
     ],
     allow_failed_imports=False,
 )

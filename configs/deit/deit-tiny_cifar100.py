@@ -3,8 +3,8 @@ custom_imports = dict(
     imports=[
         'lors_det.vit',
         'lors_det.datasets.image_classes',
-        'lors_det.engine.checkpoints',
-        'lors_det.engine.resume',
+        'lors_det.hooks.checkpoint',
+        'lors_det.hooks.exact_resume',
     ],
     allow_failed_imports=False,
 )

@@ -3,9 +3,9 @@ _base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 
 custom_imports = dict(
     imports=[
-        'lors_det.engine.checkpoints',
-        'lors_det.engine.lorsified',
-        'lors_det.engine.resume',
+        'lors_det.hooks.checkpoint',
+        'lors_det.lors_detr',
+        'lors_det.hooks.exact_resume',
     ],
     allow_failed_imports=False,
 )

@@ -17,8 +17,7 @@ from lors_det.adamixer.geometry import (
 )
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.pyramid import Pyramid
-from lors_det.adamixer.sampling import AdaptiveSampling
+from lors_det.adamixer.sampling import AdaptiveSampling, Pyramid
 from lors_det.lors.config import check_at_least, check_list
 
 STACKS = (
@@ -72,10 +71,8 @@ class AdaMixerDecoder(nn.Module):
             step (``attention``, ``offsets``, ``mixing_kernels``,
             ``mixing_out_proj``, ``ffn``, ``heads``); each a dict with the
             fields of `StackConfig`. Steps that are not named are dense.
-        recompute: What training computes again in the backward pass instead
-            of keeping it in memory (`AdaptiveMixing`).
-        fused_mixing: Whether one kernel on the GPU applies the generated
-            matrices (`AdaptiveMixing`).
+        with_cp: Whether training recomputes each stage's mixing in the
+            backward pass, to save memory.
 
     Raises:
         TypeError: If a size or an entry of ``stacks`` has a wrong type.
@@ -96,8 +93,7 @@ class AdaMixerDecoder(nn.Module):
         num_reg_fcs: int = 1,
         strides: Sequence[int] = (4, 8, 16, 32),
         stacks: Mapping[str, Any] | None = None,
-        recompute: str = 'auto',
-        fused_mixing: bool = False,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -122,11 +118,6 @@ class AdaMixerDecoder(nn.Module):
             },
         )
         check_list(1, 'decoder.strides', strides)
-        if not isinstance(fused_mixing, bool):
-            raise TypeError(
-                f'decoder.fused_mixing={fused_mixing!r}: expected True or '
-                'False'
-            )
         stacks = {} if stacks is None else stacks
         if not isinstance(stacks, Mapping):
             raise TypeError(
@@ -153,7 +144,7 @@ class AdaMixerDecoder(nn.Module):
         self.mixing = AdaptiveMixing(
             num_stages, embed_dims, num_groups, in_points, out_points,
             stacks.get('mixing_kernels'), stacks.get('mixing_out_proj'),
-            recompute, fused_mixing,
+            with_cp,
         )  # fmt: skip
         self.ffn = FeedForward(
             num_stages, embed_dims, feedforward_channels, stacks.get('ffn')

@@ -25,6 +25,6 @@ def zero_weights(stack: StackedLinear) -> None:
 
     The factors A keep their values, so that the private parts can learn.
     """
-    for weight in [*stack.dense, stack.shared, *stack.private_b.values()]:
+    for weight in [*stack.dense, stack.shared, *stack.private_B.values()]:
         if weight is not None:
             nn.init.zeros_(weight)

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lors_det.adamixer.fused import fused_mixing
 from lors_det.adamixer.init import xavier_reset
 from lors_det.lors import (
     AdaptiveStack,
@@ -19,13 +15,6 @@ from lors_det.lors import (
     StackedLayerNorm,
     StackedLinear,
 )
-
-RECOMPUTE = {
-    'auto': 'nothing for few queries, the matrices too for many',
-    'none': 'nothing',
-    'activations': 'what the generated matrices give, and its norms',
-    'kernels': 'the generated matrices too',
-}
 
 
 class AdaptiveMixing(nn.Module):
@@ -45,13 +34,12 @@ class AdaptiveMixing(nn.Module):
         out_points: Number P_out of points after spatial mixing.
         kernels: Where the generated matrices come from (`StackConfig`).
         out_proj: Where the output projection comes from (`StackConfig`).
-        recompute: What the backward pass computes again instead of keeping
-            it (`RECOMPUTE`).
-        fused: Whether the generated matrices are applied by one kernel on
-            the GPU (`fused_mixing`), which recomputes activations by itself.
+        with_cp: Whether training recomputes the mixing in the backward pass
+            instead of keeping matrices and activations.
 
     Raises:
-        ValueError: If C is not divisible by G, or ``recompute`` is unknown.
+        TypeError: If ``with_cp`` is not a bool.
+        ValueError: If C is not divisible by G.
     """
 
     def __init__(
@@ -63,22 +51,19 @@ class AdaptiveMixing(nn.Module):
         out_points: int,
         kernels: object = None,
         out_proj: object = None,
-        recompute: str = 'auto',
-        fused: bool = False,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
-        if recompute not in list(RECOMPUTE):  # may be unhashable
-            raise ValueError(
-                f'decoder.recompute={recompute!r}: expected one of '
-                f'{list(RECOMPUTE)}'
+        if not isinstance(with_cp, bool):
+            raise TypeError(
+                f'decoder.with_cp={with_cp!r}: expected True or False'
             )
         if embed_dims % num_groups:
             raise ValueError(
                 f'decoder.embed_dims={embed_dims} is not divisible by '
                 f'decoder.num_groups={num_groups}'
             )
-        self.recompute = recompute
-        self.fused = fused
+        self.with_cp = with_cp
         width = embed_dims // num_groups
         key = 'decoder.stacks.mixing_kernels'
         # One rank for both matrices: name the limit that holds for both.
@@ -125,10 +110,17 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C) new content, normalised.
         """
-        return self.norm(content + self.mix(sampled, content, stage), stage)
+        if self.with_cp and torch.is_grad_enabled():
+            mixed = checkpoint(
+                self.mix, sampled, content, stage,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+        else:
+            mixed = self.mix(sampled, content, stage)
+        return self.norm(content + mixed, stage)
 
     def mix(self, sampled: Tensor, content: Tensor, stage: int) -> Tensor:
-        """What the mixing adds to the content.
+        """Return what the mixing adds to the content.
 
         Args:
             sampled: (B, N, G, P_in, C/G).
@@ -138,41 +130,10 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C).
         """
-        recompute = self.recompute
-        if recompute == 'auto':
-            # With more queries than columns of a generator, the matrices are
-            # most of the memory, and cheap next to it.
-            many = content.shape[:-1].numel() > content.shape[-1]
-            recompute = 'kernels' if many else 'none'
-        if recompute == 'none' or not torch.is_grad_enabled():
-            return self._mix(sampled, content, stage)
-        if recompute == 'kernels':
-            return _recomputed(self._mix, sampled, content, stage)
-        return _recomputed(
-            self._blend, sampled, self.channel(content, stage),
-            self.spatial(content, stage), stage,
-        )  # fmt: skip
-
-    def _mix(self, sampled: Tensor, content: Tensor, stage: int) -> Tensor:
-        """Generate and apply the matrices, project."""
-        if self.fused:
-            return self._blend(
-                sampled, self.channel(content, stage),
-                self.spatial(content, stage), stage,
-            )  # fmt: skip
-        x = self.channel.row_product(sampled, content, stage)
-        x = self.spatial.column_product(normalise(x).relu_(), content, stage)
-        return self.out_proj(normalise(x).relu_().flatten(2), stage)
-
-    def _blend(
-        self, sampled: Tensor, channel: Tensor, spatial: Tensor, stage: int
-    ) -> Tensor:
-        """Apply matrices, project."""
-        if self.fused:
-            x = fused_mixing(sampled, channel, spatial)
-        else:
-            x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
-            x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
+        channel = self.channel(content, stage)  # (B, N, G, C/G, C/G)
+        spatial = self.spatial(content, stage)  # (B, N, G, P_out, P_in)
+        x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
+        x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
         return self.out_proj(x.flatten(2), stage)
 
 
@@ -186,11 +147,3 @@ def normalise(x: Tensor) -> Tensor:
         The same shape.
     """
     return F.layer_norm(x, x.shape[-2:])
-
-
-def _recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Call a function; keep its arguments alone for the backward pass."""
-    out: Tensor = checkpoint(
-        function, *args, use_reentrant=False, preserve_rng_state=False
-    )
-    return out

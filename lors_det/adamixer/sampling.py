@@ -4,16 +4,74 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lors_det.adamixer.geometry import at_least_float32, sizes_from_zr
 from lors_det.adamixer.init import zero_weights
-from lors_det.adamixer.pyramid import Pyramid
 from lors_det.lors import StackedLinear
 
 LEVEL_TAU = 2.0
+
+
+class Pyramid(NamedTuple):
+    """A feature pyramid with all levels in one tensor.
+
+    The layout of Deformable DETR's encoder, and its names.
+
+    Args:
+        value: (B, T, C), the positions of all levels, row by row; at least
+            float32.
+        spatial_shapes: (levels, 2) height and width of every level.
+        level_start_index: (levels) index of the first position of a level.
+        strides: (levels) in pixels.
+    """
+
+    value: Tensor
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+    strides: Tensor
+
+    @classmethod
+    def build(cls, feats: Sequence[Tensor], strides: Sequence[int]) -> Pyramid:
+        """Lay out the levels.
+
+        Args:
+            feats: One (B, C, H_l, W_l) per level.
+            strides: Stride of every level in pixels.
+
+        Raises:
+            ValueError: If the number of levels differs from that of the
+                strides.
+        """
+        if len(feats) != len(strides):
+            raise ValueError(
+                f'decoder.strides={list(strides)}: the neck gives '
+                f'{len(feats)} levels, expected one stride for each'
+            )
+        value = torch.cat([feat.flatten(2).mT for feat in feats], dim=1)
+        value = at_least_float32(value)
+        # Filled on the device: copying from the host would wait for it, and
+        # cannot be recorded in a CUDA graph.
+        heights, widths, strides_ = (
+            torch.stack([value.new_full((), n, dtype=torch.long) for n in row])
+            for row in (
+                [feat.shape[2] for feat in feats],
+                [feat.shape[3] for feat in feats],
+                strides,
+            )
+        )
+        sizes = heights * widths
+        return cls(
+            value,
+            torch.stack([heights, widths], dim=-1),
+            sizes.cumsum(0) - sizes,
+            strides_,
+        )
 
 
 def level_weights(z: Tensor, strides: Tensor) -> Tensor:
@@ -38,7 +96,7 @@ def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
 
     Bilinear in a level with zeros outside the (padded) map and pixel centres
     at half-integers, then a weighted sum over the levels: one weighted sum of
-    4 cells of every level, gathered in one pass.
+    4 positions of every level, gathered in one pass.
 
     Source: AdaMixer (arXiv:2203.16507), "Adaptive location
     sampling", sampling in the 3D feature space.
@@ -56,50 +114,52 @@ def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
     """
     points = at_least_float32(points)
     batch, _, num_groups = points.shape[:3]
-    num_cells, channels = pyramid.cells.shape[1:]
+    num_positions, channels = pyramid.value.shape[1:]
     if channels % num_groups:
         raise ValueError(
             f'{channels} feature channels are not divisible by '
             f'decoder.num_groups={num_groups}'
         )
     x, y, z = points.unbind(-1)
-    columns, x_weights = _neighbours(x, pyramid.strides, pyramid.widths)
-    rows, y_weights = _neighbours(y, pyramid.strides, pyramid.heights)
+    heights, widths = pyramid.spatial_shapes.unbind(-1)
+    columns, x_weights = _neighbours(x, pyramid.strides, widths)
+    rows, y_weights = _neighbours(y, pyramid.strides, heights)
     y_weights = y_weights * level_weights(z, pyramid.strides)[..., None]
     weights = y_weights[..., :, None] * x_weights[..., None, :]
 
-    # Cell (b, t) of group g is row (b T + t) G + g of the table.
-    first = pyramid.starts[:, None] + rows * pyramid.widths[:, None]
-    cells = first[..., :, None] + columns[..., None, :]
-    images = torch.arange(batch, device=points.device) * num_cells
+    # Group g of position t of image b is row (b T + t) G + g of the table.
+    first = pyramid.level_start_index[:, None] + rows * widths[:, None]
+    positions = first[..., :, None] + columns[..., None, :]
+    images = torch.arange(batch, device=points.device) * num_positions
     groups = torch.arange(num_groups, device=points.device)
-    cells = cells + images.view(-1, 1, 1, 1, 1, 1, 1)
-    index = cells * num_groups + groups.view(-1, 1, 1, 1, 1)
-    sampled = pyramid.read(
+    positions = positions + images.view(-1, 1, 1, 1, 1, 1, 1)
+    index = positions * num_groups + groups.view(-1, 1, 1, 1, 1)
+    sampled = F.embedding_bag(
         index.flatten(0, 3).flatten(1),  # (B N G P, 4 levels)
-        weights.flatten(0, 3).flatten(1),
-        channels // num_groups,
+        pyramid.value.view(-1, channels // num_groups),
+        per_sample_weights=weights.flatten(0, 3).flatten(1),
+        mode='sum',
     )
     return sampled.view(*points.shape[:-1], -1)
 
 
 def _neighbours(
-    position: Tensor, strides: Tensor, sizes: Tensor
+    coordinate: Tensor, strides: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The two cells next to a position, along one axis of every level.
+    """Return the two positions next to a coordinate, on every level.
 
     Args:
-        position: (...) in pixels.
+        coordinate: (...) in pixels, along one axis.
         strides: (levels) in pixels.
-        sizes: (levels) number of cells.
+        sizes: (levels) number of positions along the axis.
 
     Returns:
-        Indices and weights (..., levels, 2); a cell outside the map has the
-        weight zero and the index of one inside.
+        Indices and weights (..., levels, 2); a position outside the map has
+        the weight zero and the index of one inside.
     """
-    position = position[..., None] / strides - 0.5
-    low = position.floor()
-    share = position - low
+    at_level = coordinate[..., None] / strides - 0.5
+    low = at_level.floor()
+    share = at_level - low
     index = torch.stack([low, low + 1], dim=-1).long()
     weights = torch.stack([1 - share, share], dim=-1)
     last = sizes[:, None] - 1

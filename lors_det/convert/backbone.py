@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from lors_det.convert.shapes import Shapes
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 
 #: Depth of a ResNet by whether its blocks are bottlenecks, and their number.
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {

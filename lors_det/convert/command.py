@@ -24,8 +24,9 @@ from lors_det.convert.vit import (
     is_vit,
     revert_vit,
 )
-from lors_det.engine.checks import UsageError, check_output
-from lors_det.engine.safe_load import load_checkpoint, save_checkpoint
+from lors_det.errors import UsageError
+from lors_det.files import check_output
+from lors_det.safe_load import load_checkpoint, save_checkpoint
 
 BASE_CONFIG = '../adamixer/adamixer_r50_1x_coco.py'
 #: Entries of ``dataset_meta`` and their names in mmcv 1.x.

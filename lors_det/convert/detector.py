@@ -27,7 +27,7 @@ from lors_det.convert.official import (
     to_official,
 )
 from lors_det.convert.shapes import Shapes, inferring
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lors_det.convert.backbone import backbone_config
 from lors_det.convert.official import DecoderLayout
 from lors_det.convert.shapes import Shapes
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 
 HEAD = 'roi_head.bbox_head'
 LORS = 'roi_head.adaptive_mixing'

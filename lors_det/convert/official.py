@@ -212,10 +212,10 @@ def _lors_mixing_pairs(layout: DecoderLayout) -> Iterator[Pair]:
 
     for stage in range(layout.num_stages):
         for name, ours in (
-            ('ml', f'{channel}.left'),
-            ('mr', f'{channel}.right'),
-            ('sl', f'{spatial}.left'),
-            ('sr', f'{spatial}.right'),
+            ('ml', f'{channel}.private_B'),
+            ('mr', f'{channel}.private_A'),
+            ('sl', f'{spatial}.private_B'),
+            ('sr', f'{spatial}.private_A'),
         ):
             yield Pair(
                 f'{mixing}.{name}_parameters.{stage}',
@@ -227,17 +227,17 @@ def _lors_mixing_pairs(layout: DecoderLayout) -> Iterator[Pair]:
             yield Pair(
                 f'{mixing}.private_parameter_generator.{stage}.{kind}',
                 (
-                    f'{channel}.core.{stage}.{kind}',
-                    f'{spatial}.core.{stage}.{kind}',
+                    f'{channel}.private_E.{stage}.{kind}',
+                    f'{spatial}.private_E.{stage}.{kind}',
                 ),
                 lambda x: x.chunk(2),
                 lambda *parts: torch.cat(parts),
             )
         yield Pair(
-            f'{mixing}.out_weight_add_A.{stage}', (f'{out}.private_a.{stage}',)
+            f'{mixing}.out_weight_add_A.{stage}', (f'{out}.private_A.{stage}',)
         )
         yield Pair(
-            f'{mixing}.out_weight_add_B.{stage}', (f'{out}.private_b.{stage}',)
+            f'{mixing}.out_weight_add_B.{stage}', (f'{out}.private_B.{stage}',)
         )
         yield Pair(
             f'{mixing}.out_weight_bias.{stage}', (f'{out}.bias.{stage}',)

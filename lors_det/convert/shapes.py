@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 
 
 class Shapes(dict[str, tuple[int, ...]]):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 
 #: Entries beside ``state_dict`` that hold averaged weights.
 EMA_ENTRIES = ('state_dict_ema', 'ema_state_dict')

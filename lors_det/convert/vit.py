@@ -15,7 +15,7 @@ from torch import Tensor
 from lors_det.convert.official import Pair, from_official, to_official
 from lors_det.convert.shapes import Shapes
 from lors_det.convert.vit_names import DENSE_STACKS, LORS_STACKS, vit_pairs
-from lors_det.engine.checks import UsageError
+from lors_det.errors import UsageError
 from lors_det.vit.model import ViTClassifier
 
 #: What the settings of a `ViTLayout` are a change of.

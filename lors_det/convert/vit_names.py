@@ -80,8 +80,8 @@ def _lors_pairs(num_layers: int) -> Iterator[Pair]:
         yield Pair(shared, (f'{ours}.shared',))
         for i in range(num_layers):
             factors = private.format(i)
-            yield Pair(f'{factors}.0.weight', (f'{ours}.private_a.{i}',))
-            yield Pair(f'{factors}.1.weight', (f'{ours}.private_b.{i}',))
+            yield Pair(f'{factors}.0.weight', (f'{ours}.private_A.{i}',))
+            yield Pair(f'{factors}.1.weight', (f'{ours}.private_B.{i}',))
             yield Pair(bias.format(i), (f'{ours}.bias.{i}',))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lors_det.datasets.findings import Findings
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 NOT_POSITIVE = 'annotation id that is no positive number'
 MALFORMED = 'box, area or iscrowd that is no proper number'

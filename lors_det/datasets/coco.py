@@ -23,7 +23,7 @@ from lors_det.datasets.check import (
 )
 from lors_det.datasets.findings import ANSWERS, Findings
 from lors_det.datasets.images import OTHER_SIZE, UNREADABLE, LoadCheckedImage
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 #: Defects of image files that are met while training or testing, by the
 #: number that `CheckedCocoDataset.defects` has for them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 #: Every defect that is looked for, and what becomes of what has it. A file
 #: with something `refused` starts no run. `docs/data.md` has the reasons.

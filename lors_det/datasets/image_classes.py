@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR100
 from torchvision.transforms import v2
 
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 SPLITS = ('train', 'test')
 #: Images of the digits that are kept for the test, and the seed that chooses.

@@ -20,13 +20,13 @@ from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
+from lors_det.analysis.tables import ascii_table
+from lors_det.cli.checks import datasets_of
+from lors_det.cli.launch import load_config
 from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.findings import ANSWERS, Findings
 from lors_det.datasets.images import LoadCheckedImage, inspect_image
-from lors_det.engine import UsageError
-from lors_det.engine.checks import datasets_of
-from lors_det.engine.launch import load_config
-from lors_det.engine.report.text import ascii_table
+from lors_det.errors import UsageError
 
 SPLITS = ('train', 'val', 'test')
 KINDS_READ = ('CocoDataset', 'CheckedCocoDataset')

@@ -5,16 +5,18 @@ Pure torch: nothing here knows about detection.
 """
 
 from lors_det.lors.accounting import count_parameters
-from lors_det.lors.adaptive import AdaptiveStack
 from lors_det.lors.config import MODES, StackConfig
 from lors_det.lors.factorise import factorise, factorise_stack
 from lors_det.lors.fit import FitReport, factorise_matrices
 from lors_det.lors.fit_adaptive import factorise_generators
 from lors_det.lors.fold import fold
 from lors_det.lors.lorsify import lorsify
-from lors_det.lors.norm import StackedLayerNorm
 from lors_det.lors.report import report
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import (
+    AdaptiveStack,
+    StackedLayerNorm,
+    StackedLinear,
+)
 
 __all__ = [
     'MODES',

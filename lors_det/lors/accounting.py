@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lors_det.lors.stack import Stack
+from lors_det.lors.stacks import Stack
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import StackedLinear
 
 BORROWED = '_lors_borrowed'
 

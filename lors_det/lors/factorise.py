@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lors_det.lors.adaptive import AdaptiveStack
 from lors_det.lors.config import StackConfig
 from lors_det.lors.fit import FitReport, fill
 from lors_det.lors.fit_adaptive import fill_adaptive
 from lors_det.lors.naming import find
-from lors_det.lors.stack import Stack
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import AdaptiveStack, Stack, StackedLinear
 from lors_det.lors.targets import replace, targets
 
 

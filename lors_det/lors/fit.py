@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lors_det.lors.config import per_layer
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import StackedLinear
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ def fill(
     """
     limit = min(stack.in_features, stack.out_features)
     sizes = [
-        min(len(stack.private_a[str(i)]), limit)
-        if str(i) in stack.private_a
+        min(len(stack.private_A[str(i)]), limit)
+        if str(i) in stack.private_A
         else 0
         for i in range(stack.num_layers)
     ]
@@ -238,7 +238,7 @@ def fill(
     )
     if stack.shared is not None and fit.shared is not None:
         stack.shared.copy_(fit.shared)
-    for name, b in stack.private_b.items():
+    for name, b in stack.private_B.items():
         left, right = fit.left[int(name)], fit.right[int(name)]
         scales = left.norm(dim=0), right.norm(dim=1)
         singular = scales[0] * scales[1]
@@ -248,5 +248,5 @@ def fill(
         for j in kept.nonzero()[:, 0].tolist():
             root = singular[j].sqrt()
             b[:, j] = left[:, j] * (root / scales[0][j])
-            stack.private_a[name][j] = right[j] * (root / scales[1][j])
+            stack.private_A[name][j] = right[j] * (root / scales[1][j])
     return fit.report

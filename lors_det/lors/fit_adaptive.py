@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lors_det.lors.adaptive import AdaptiveStack
 from lors_det.lors.fit import FitReport, leading, relative_errors
+from lors_det.lors.stacks import AdaptiveStack
 
 SWEEPS = 3
 
@@ -195,10 +195,10 @@ def fill_adaptive(
     )
     if stack.shared is not None and fit.shared is not None:
         _set(stack.shared, fit.shared)
-    for name, core in stack.core.items():
+    for name, core in stack.private_E.items():
         terms = fit.terms[int(name)]
-        stack.left[name].copy_(torch.stack([t.left for t in terms], 1))
-        stack.right[name].copy_(torch.stack([t.right for t in terms], 1))
+        stack.private_B[name].copy_(torch.stack([t.left for t in terms], 1))
+        stack.private_A[name].copy_(torch.stack([t.right for t in terms], 1))
         _set(core, torch.stack([t.core for t in terms], 1))
     return fit.report
 

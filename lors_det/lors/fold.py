@@ -6,9 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lors_det.lors.adaptive import AdaptiveStack
 from lors_det.lors.borrow import LayerStacks, give_back, loans
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import AdaptiveStack, StackedLinear
 
 
 @torch.no_grad()
@@ -106,7 +105,7 @@ def _adaptive(stack: AdaptiveStack) -> AdaptiveStack:
     )  # fmt: skip
     for layer, generator in enumerate(dense.dense):
         assert isinstance(generator, nn.Linear)
-        weight, bias = stack.generator(layer)
+        weight, bias = stack.summed_generator(layer)
         generator.weight = nn.Parameter(weight.clone())
         generator.bias = nn.Parameter(bias.clone())
     return dense

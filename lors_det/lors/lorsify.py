@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lors_det.lors.fit import fill
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import StackedLinear
 from lors_det.lors.targets import Filler, replace, targets
 
 Model = TypeVar('Model', bound=nn.Module)

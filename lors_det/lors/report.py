@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lors_det.lors.adaptive import AdaptiveStack
-from lors_det.lors.stack import Stack
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import AdaptiveStack, Stack, StackedLinear
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lors_det.lors.borrow import LayerStacks, Loan, borrow, loans
 from lors_det.lors.config import StackConfig
 from lors_det.lors.naming import find
-from lors_det.lors.static import StackedLinear
+from lors_det.lors.stacks import StackedLinear
 
 Filler = Callable[[StackedLinear, Sequence[Tensor]], object]
 LISTS = (nn.ModuleList, nn.Sequential)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import positions, randomise
+from helpers.factories import positions, randomise
 
 from lors_det.adamixer.attention import QueryAttention
 from lors_det.adamixer.geometry import (

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from factories import build, criterion_config, positions
+from helpers.factories import build, criterion_config, positions
 from torch import Tensor
 
 from lors_det.adamixer import SetCriterion, StageOutput

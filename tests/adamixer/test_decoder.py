@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import (
+from helpers.factories import (
     decoder,
     decoder_config,
     positions,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import build, decoder_config, detector_config, randomise
+from helpers.factories import build, decoder_config, detector_config, randomise
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from factories import decoder, positions, pyramid, randomise
+from helpers.factories import decoder, positions, pyramid, randomise
 
 from lors_det.adamixer.decoder import STACKS, AdaMixerDecoder
 from lors_det.adamixer.factorise import factorise_decoder

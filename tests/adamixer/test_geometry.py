@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from factories import positions
+from helpers.factories import positions
 
 from lors_det.adamixer.geometry import (
     at_least_float32,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import randomise, stacks
+from helpers.factories import randomise, stacks
 
 from lors_det.adamixer.mixing import RECOMPUTE, AdaptiveMixing
 from lors_det.lors import MODES

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from factories import STRIDES, pyramid
+from helpers.factories import STRIDES, pyramid
 from torch import Tensor
 
 from lors_det.adamixer.pyramid import Pyramid
-from lors_det.engine.timing import peak_bytes
+from lors_det.analysis.timing import peak_bytes
 
 WIDTH = 16
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from factories import STRIDES, positions, pyramid
+from helpers.factories import STRIDES, positions, pyramid
 from torch import Tensor
 
 from lors_det.adamixer.pyramid import Pyramid

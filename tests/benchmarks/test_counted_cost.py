@@ -14,7 +14,7 @@ import pytest
 from benchmarks.bench import Bench
 from benchmarks.cases import Case
 from benchmarks.variants import VARIANTS
-from lors_det.engine import timing
+from lors_det.analysis import timing
 
 
 @cache

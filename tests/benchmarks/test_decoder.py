@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import STRIDES, decoder_config, stacks
+from helpers.factories import STRIDES, decoder_config, stacks
 from torch import Tensor
 
 from benchmarks import cases, decoder, presets

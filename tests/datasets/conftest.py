@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_coco import write
+from helpers.small_coco import write
 
 
 @pytest.fixture

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_coco
 import torch
-from factories import criterion_config
+from helpers import small_coco
+from helpers.factories import criterion_config
+from helpers.small_coco import content, load, write_annotations
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from small_coco import content, load, write_annotations
 
 from lors_det.adamixer.decoder import StageOutput
 from lors_det.datasets.check import is_inside
 from lors_det.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
 from lors_det.datasets.findings import ANSWERS
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 Change = Callable[[dict[str, Any]], Any]

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.small_coco import content, load, pixels, write_annotations
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from PIL import Image
-from small_coco import content, load, pixels, write_annotations
 from torch.utils.data import DataLoader
 
 from lors_det.datasets.findings import ANSWERS
@@ -253,8 +253,8 @@ def run(
             'test_cfg': None,
             'test_evaluator': None,
             'custom_hooks': [
-                {'type': 'lors_det.datasets.hook.DefectsHook'},
-                {'type': 'lors_det.engine.nonfinite.NonFiniteHook'},
+                {'type': 'lors_det.hooks.data_defects.DefectsHook'},
+                {'type': 'lors_det.hooks.non_finite.NonFiniteHook'},
             ],
             'work_dir': str(root / 'work'),
             'log_processor': {'by_epoch': True},

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from factories import decoder
+from helpers.factories import decoder
 from torch import nn
 
 from lors_det.lors import MODES, StackedLinear, count_parameters

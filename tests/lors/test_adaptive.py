@@ -30,9 +30,9 @@ def definition(layers: AdaptiveStack, query: Tensor, i: int) -> Tensor:
     ):
         flat = generator.weight @ query + generator.bias
         out = out + flat.view(num_groups, rows, cols)
-    if str(i) in layers.core:
-        core = layers.core[str(i)]
-        left, right = layers.left[str(i)], layers.right[str(i)]
+    if str(i) in layers.private_E:
+        core = layers.private_E[str(i)]
+        left, right = layers.private_B[str(i)], layers.private_A[str(i)]
         num_terms, r = left.shape[1], left.shape[3]
         kernels = (core.weight @ query + core.bias).view(
             num_groups, num_terms, r, r

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from factories import decoder, positions, pyramid, randomise
+from helpers.factories import decoder, positions, pyramid, randomise
 from torch import nn
 
 from lors_det.lors import MODES, StackedLinear, fold, lorsify

@@ -147,7 +147,7 @@ def test_rank_and_terms_per_layer() -> None:
     config = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 2, 3]}
     model = lorsify(dense(), {'layers': {'fc': config}})
     stack = model.layers_stacks['fc-weight']
-    assert [len(a) for a in stack.private_a.values()] == [2, 4, 6]
+    assert [len(a) for a in stack.private_A.values()] == [2, 4, 6]
     # Kernels k x k are matrices (out, in / groups * k * k).
     model = lorsify(model, {'layers': {'conv3': SMALL}})
     assert model.layers_stacks['conv3-weight'].in_features == 36
@@ -254,7 +254,7 @@ def test_initial_values() -> None:
     first = lorsify(copy.deepcopy(model), stacks(**SMALL), 'first')
     for layer in first.layers:
         torch.testing.assert_close(layer.fc.weight, model.layers[0].fc.weight)
-    a = first.layers_stacks['fc-weight'].private_a['1']
+    a = first.layers_stacks['fc-weight'].private_A['1']
     assert a.any()  # or the residual would never learn
     private = lorsify(
         copy.deepcopy(model),
@@ -274,10 +274,10 @@ def test_equal_layers_can_still_part() -> None:
         nn.TransformerEncoder(layer, 3), {'layers': {'linear1': SMALL}}
     )
     stack = model.layers_stacks['linear1-weight']
-    assert all(a.any() for a in stack.private_a.values())
-    assert not any(b.any() for b in stack.private_b.values())
+    assert all(a.any() for a in stack.private_A.values())
+    assert not any(b.any() for b in stack.private_B.values())
     model(torch.randn(3, 1, 8)).square().sum().backward()
-    assert all(b.grad.any() for b in stack.private_b.values())
+    assert all(b.grad.any() for b in stack.private_B.values())
 
 
 def test_patterns() -> None:

@@ -27,9 +27,9 @@ def test_forward_is_the_definition(mode: str) -> None:
         for name, p in layers.named_parameters():
             if name == 'shared' or name == f'dense.{i}':
                 weight = weight + p
-        if f'private_a.{i}' in layers.state_dict():
-            a = layers.private_a[str(i)]
-            b = layers.private_b[str(i)]
+        if f'private_A.{i}' in layers.state_dict():
+            a = layers.private_A[str(i)]
+            b = layers.private_B[str(i)]
             for row in range(len(a)):  # a sum of rank-one terms
                 weight = weight + torch.outer(b[:, row], a[row])
         expected = torch.stack([weight @ v + layers.bias[i] for v in x])
@@ -71,8 +71,8 @@ def test_full_rank_represents_dense() -> None:
     with torch.no_grad():
         for i in range(2):
             residual = dense.weight(i) - lors.shared
-            lors.private_a[str(i)].copy_(residual)
-            lors.private_b[str(i)].copy_(torch.eye(6))
+            lors.private_A[str(i)].copy_(residual)
+            lors.private_B[str(i)].copy_(torch.eye(6))
             lors.bias[i].copy_(dense.bias[i])
     x = torch.randn(5, 6)
     for i in range(2):
@@ -106,7 +106,7 @@ def test_every_parameter_gets_a_gradient(mode: str) -> None:
     layers = stack(mode)
     x = torch.randn(2, 10)
     with torch.no_grad():
-        for b in layers.private_b.values():
+        for b in layers.private_B.values():
             b.normal_()
     sum(layers(x, i).sum() for i in range(3)).backward()
     assert all(p.grad.any() for p in layers.parameters())
@@ -160,20 +160,22 @@ def test_loading_other_parts_leaves_a_stack_alone() -> None:
 
 @pytest.mark.parametrize('mode', ['private', 'lors'])
 @pytest.mark.parametrize('num_rows', [1, 3, 4, 40])
-def test_low_rank_is_applied_where_that_is_cheaper(
+def test_low_rank_use_unmerged_where_that_is_cheaper(
     mode: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = StackedLinear(1, 8, 6, {'mode': mode, 'rank': 2}).double()
-    torch.nn.init.normal_(layers.private_b['0'])
+    torch.nn.init.normal_(layers.private_B['0'])
     x = torch.randn(num_rows, 8, dtype=torch.float64)
-    chosen = layers.is_applied(num_rows, 0)
+    chosen = layers.use_unmerged(num_rows, 0)
     outputs, counts = {}, {}
     for applied in (False, True):
         with (
             monkeypatch.context() as patch,
             FlopCounterMode(display=False) as counter,
         ):
-            patch.setattr(StackedLinear, 'is_applied', lambda *_, a=applied: a)
+            patch.setattr(
+                StackedLinear, 'use_unmerged', lambda *_, a=applied: a
+            )
             outputs[applied] = layers(x, 0)
         counts[applied] = counter.get_total_flops()
     torch.testing.assert_close(outputs[True], outputs[False])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import build, detector_config, randomise
+from helpers.factories import build, detector_config, randomise
 
-from lors_det.engine.benchmark import Options, Subject
+from lors_det.analysis.benchmark import Options, Subject
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'

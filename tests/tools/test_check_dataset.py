@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_coco import config, content, write, write_annotations
+from helpers.small_coco import config, content, write, write_annotations
 
 ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'

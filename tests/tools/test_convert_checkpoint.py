@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.official_states import official_state
 from mmengine.config import Config
-from official_states import official_state
 from torch import Tensor
 
 from lors_det.convert.command import BASE_CONFIG
-from lors_det.engine.safe_load import load_checkpoint
+from lors_det.safe_load import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/lors-adamixer_r18_coco-tiny.py'

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import randomise
+from helpers.factories import randomise
 from mmengine.config import Config
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from lors_det.convert.vit import (
     revert_vit,
 )
 from lors_det.convert.vit_names import vit_pairs
-from lors_det.engine import UsageError
-from lors_det.engine.safe_load import load_checkpoint
+from lors_det.errors import UsageError
+from lors_det.safe_load import load_checkpoint
 from lors_det.vit import ViTClassifier
 
 SETTINGS = {

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import torch
-from factories import randomise
+from helpers.factories import randomise
 
 from lors_det.lors import fold
 from lors_det.vit import ViTClassifier

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import (
+from helpers.golden_files import (
     BOUNDS,
     GOLDEN_DIR,
     Check,

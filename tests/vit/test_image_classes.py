@@ -18,7 +18,7 @@ from lors_det.datasets.image_classes import (
     DigitImages,
     ImageClasses,
 )
-from lors_det.engine import UsageError
+from lors_det.errors import UsageError
 
 
 def test_digits() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import randomise
+from helpers.factories import randomise
 
 from lors_det.lors import MODES
 from lors_det.vit import ViTClassifier
@@ -75,7 +75,7 @@ def test_modes_agree_where_they_should() -> None:
     torch.testing.assert_close(lors(images), dense(images))
     assert not torch.allclose(lors(images), shared(images))
     for name, parameter in lors.named_parameters():
-        if 'private_b' in name:
+        if 'private_B' in name:
             torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(lors(images), shared(images))
 
@@ -166,11 +166,11 @@ def test_initial_values(mode: str) -> None:
     assert first.keys() == second.keys()
     for stats in (first, second):
         for name, (largest, std) in stats.items():
-            if re.search(r'private_b|bias|class_token|^head', name):
+            if re.search(r'private_B|bias|class_token|^head', name):
                 assert largest == 0, name
             elif 'norm' in name:
                 assert (largest, std) == (1, 0), name
-            elif 'private_a' in name:
+            elif 'private_A' in name:
                 fan_in = 768 if 'fc2' in name else 192
                 assert largest <= math.sqrt(6 / fan_in)
                 assert std == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)

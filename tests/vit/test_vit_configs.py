@@ -64,7 +64,7 @@ def test_model(name: str) -> None:
             more = [2, 4, 6] if name in CIFAR else [4]
             rank = 32 if name in CIFAR else 8
             ranks = [rank] * (depth - len(more)) + [rank * k for k in more]
-            found = [len(stack.private_a[str(i)]) for i in range(depth)]
+            found = [len(stack.private_A[str(i)]) for i in range(depth)]
             assert found == (ranks[::-1] if falling else ranks)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_files import GOLDEN_DIR
+from helpers.golden_files import GOLDEN_DIR
 
 from lors_det.lors import count_parameters
 from lors_det.vit import ViTClassifier

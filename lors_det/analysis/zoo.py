@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model zoo's page, from the model index and from counted costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lors_det.analysis.costs import ModelReport, report
+from lors_det.analysis.tables import markdown_table, millions
+from lors_det.cli.launch import load_config
+from lors_det.errors import UsageError
+
+HEADER = [
+    'config', 'stages', 'queries', 'schedule', 'mixing kernels',
+    'output projection', 'decoder', 'total', 'GMACs', 'AP published',
+    'AP here',
+]  # fmt: skip
+INTRODUCTION = """\
+# Model zoo
+
+Written by `python tools/model_zoo.py` from `model-index.yml` and from the
+configs; a test checks that it is current.
+
+Parameters in millions. GMACs: 10^9 multiply-adds of matrix products,
+convolutions and attention for one image of 1333 x 800. Mixing kernels and
+output projection: mode, rank r and, where it is not 1, K parameter groups;
+`dense` is plain AdaMixer. AP: COCO val2017, box AP in percent, of the paper or
+its release (published) and of this code (here). **Nothing has been trained on
+COCO with this code yet**: that column stays empty until someone has.
+"""
+SCHEDULES = {
+    '1x': '12 epochs',
+    'ms-3x': '36 epochs, multi-scale',
+    'ms-crop-3x': '36 epochs, multi-scale and crop',
+}
+
+
+def read_index(index: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read a model index and the files that it imports.
+
+    Args:
+        index: The file ``model-index.yml``.
+
+    Returns:
+        Models by the file that lists them, in order.
+
+    Raises:
+        UsageError: If a file is missing or is no model index.
+    """
+    found = {}
+    for name in _load(index).get('Import', []):
+        found[name] = _load(index.parent / name).get('Models') or []
+    return found
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UsageError(f'model index: {path} does not exist')
+    data = yaml.safe_load(path.read_text(encoding='utf-8'))
+    if not isinstance(data, dict):
+        raise UsageError(f'model index: {path} is no mapping')
+    return data
+
+
+def zoo_page(root: Path) -> str:
+    """Write the page as text.
+
+    Args:
+        root: The repository's root.
+
+    Returns:
+        Markdown.
+    """
+    reports: dict[str, ModelReport] = {}
+    blocks = [INTRODUCTION]
+    for name, models in read_index(root / 'model-index.yml').items():
+        rows = [_row(root, model, reports) for model in models]
+        folder = Path(name).parent
+        blocks.append(f'## {folder.relative_to("configs")}\n')
+        blocks.append(markdown_table([HEADER, *rows]) + '\n')
+    return '\n'.join(blocks)
+
+
+def _row(
+    root: Path, entry: Mapping[str, Any], reports: dict[str, ModelReport]
+) -> list[str]:
+    """One model; models of equal parts share a report."""
+    config = entry['Config']
+    model = load_config(str(root / config)).model
+    # The number of epochs and the data are no part of the model.
+    key = json.dumps(model.to_dict(), sort_keys=True, default=str)
+    if key not in reports:
+        reports[key] = report(model)
+    parts = reports[key].parts
+    decoder = model['decoder']
+    stacks = decoder.get('stacks') or {}
+    metadata = entry.get('Metadata') or {}
+    return [
+        f'[{entry["Name"]}](../{config})',
+        str(decoder['num_stages']),
+        str(model['num_queries']),
+        _schedule(entry['Name']),
+        _stack(stacks.get('mixing_kernels')),
+        _stack(stacks.get('mixing_out_proj')),
+        millions(parts['decoder'].total).removesuffix(' M'),
+        millions(parts['model'].total).removesuffix(' M'),
+        f'{parts["model"].gmacs:.1f}',
+        str(metadata.get('Published box AP', '')),
+        ', '.join(_measured(entry)),
+    ]
+
+
+def _schedule(name: str) -> str:
+    found = re.search(r'_(1x|ms-3x|ms-crop-3x)(?:_|$)', name)
+    return SCHEDULES[found[1]] if found else ''
+
+
+def _stack(stack: Mapping[str, Any] | None) -> str:
+    """Mode, rank and K of a stack, as short as it goes."""
+    if not stack or stack.get('mode', 'dense') == 'dense':
+        return 'dense'
+    if stack['mode'] == 'shared':
+        return 'shared'
+    text = f'{stack["mode"]}, r {stack["rank"]}'
+    groups = stack.get('num_param_groups', 1)
+    return text if groups == 1 else f'{text}, K {groups}'
+
+
+def _measured(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Box AP of the entry's results: measured with this code."""
+    for result in entry.get('Results') or []:
+        if 'box AP' in (result.get('Metrics') or {}):
+            yield str(result['Metrics']['box AP'])

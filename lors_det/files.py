@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files: atomic writes, text between marks, and checks before use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lors_det.errors import UsageError
+
+PART = '.part'
+
+
+def atomic_write(
+    path: str | os.PathLike[str], content: str | bytes | memoryview
+) -> None:
+    """Write a file that is complete on the disk, or not there at all.
+
+    Args:
+        path: The file; what was there stays until the new one is safe.
+        content: What it will hold; text is written as UTF-8.
+
+    Raises:
+        UsageError: If it cannot be written, as on a full disk.
+    """
+    target = Path(path)
+    part = target.with_name(target.name + PART)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open('wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        os.fsync(folder)  # or the new name may be lost with the power
+        os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(
+            f'{target} cannot be written: {error.strerror}'
+        ) from None
+
+
+def write_between_marks(
+    path: str | os.PathLike[str], begin: str, end: str, text: str
+) -> None:
+    """Replace the part of a text file between two marks.
+
+    Args:
+        path: The file.
+        begin: Mark before the part; stays.
+        end: Mark behind the part; stays.
+        text: The new part.
+
+    Raises:
+        UsageError: If the file is missing or does not hold both marks.
+    """
+    check_file(os.fspath(path), 'document')
+    before, found, rest = Path(path).read_text('utf-8').partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise UsageError(f'{path}: expected the lines {begin!r} and {end!r}')
+    atomic_write(path, f'{before}{begin}{text}{end}{after}')
+
+
+def check_file(path: str, what: str) -> None:
+    """Check that a local file is there and holds something.
+
+    Args:
+        path: Path or URL; only paths are checked.
+        what: What the file is, for the error message.
+
+    Raises:
+        UsageError: If it is missing, not a file, or empty.
+    """
+    if '://' in path:
+        return
+    if not Path(path).is_file():
+        raise UsageError(f'{what}: {path} does not exist')
+    if not Path(path).stat().st_size:
+        raise UsageError(f'{what}: {path} is empty')
+
+
+def check_output(path: str, option: str) -> None:
+    """Check that an output overwrites nothing.
+
+    Args:
+        path: File or folder to be written.
+        option: The option that named it.
+
+    Raises:
+        UsageError: If the file is there, or the folder holds something.
+    """
+    target = Path(path)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UsageError(
+            f'{option} {path}: is there already; name another, or add '
+            '--overwrite'
+        )

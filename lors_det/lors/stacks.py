@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a stack of N layers: shared plus low-rank.
+
+`StackedLinear` holds weights that are learnt (LORS-T), `AdaptiveStack`
+weights that are generated from a query (LORS-A).
+
+Source: LORS (arXiv:2403.04303).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lors_det.lors.config import StackConfig, check_at_least
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Stack(nn.Module):
+    """N weights of one shape, used by N layers of the same architecture.
+
+    A checkpoint that was written for another depth, mode or rank is refused
+    when it is loaded, also where the caller loads with ``strict=False``:
+    skipping the stack would leave random weights without a word.
+
+    Args:
+        num_layers: Depth N.
+        config: Where the weights come from.
+        key: Name of the stack's setting, for error messages.
+
+    Raises:
+        TypeError: If ``num_layers`` is not an integer.
+        ValueError: If ``num_layers`` is below 1 or the mode is unknown.
+    """
+
+    #: What the parameters are for, by the first part of their name.
+    parts: ClassVar[dict[str, str]]
+
+    def __init__(self, num_layers: int, config: StackConfig, key: str) -> None:
+        super().__init__()
+        check_at_least(1, num_layers=num_layers)
+        config.check_mode(key)
+        self.num_layers = num_layers
+        self.config = config
+        self.key = key
+
+    def part_of(self, name: str) -> str:
+        """Say what a parameter is for: shared, private, dense or other.
+
+        Args:
+            name: Name of one of this stack's parameters.
+        """
+        return self.parts[name.split('.')[0]]
+
+    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
+        """Private rank, as 'K x r' or their product, by layer.
+
+        Args:
+            shapes: Shape of every tensor of a state dict of such a stack.
+        """
+        raise NotImplementedError
+
+    def _layout(self, shapes: Shapes) -> str:
+        ranks = self.private_ranks(shapes)
+        parts = {self.part_of(name) for name in shapes}
+        if 'dense' in parts:
+            text = "mode 'dense'"
+        elif not ranks:
+            text = "mode 'shared'"
+        else:
+            text = "mode 'lors'" if 'shared' in parts else "mode 'private'"
+        indices = [re.match(r'\w+\.(\d+)', name) for name in shapes]
+        depth = max((int(m[1]) + 1 for m in indices if m), default=0)
+        if depth:
+            text += f', {depth} layers'
+        return f'{text}, ranks {ranks}' if ranks else text
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
+    ) -> None:
+        found = {
+            name.removeprefix(prefix): tuple(value.shape)
+            for name, value in state_dict.items()
+            if name.startswith(prefix)
+            and name.removeprefix(prefix).split('.')[0] in self.parts
+        }
+        expected = {
+            name: tuple(value.shape) for name, value in self.named_parameters()
+        }
+        if found and self._layout(found) != self._layout(expected):
+            raise ValueError(
+                f'{self.key}: the checkpoint ({prefix}*) holds '
+                f'{self._layout(found)}; the model was built with '
+                f'{self._layout(expected)}: build it with the depth, mode '
+                'and rank of the checkpoint'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class StackedLinear(Stack):
+    """N linear layers of one shape whose weights may have a part in common.
+
+    ``W_i = W_shared + sum_k B_ik A_ik`` in the mode ``lors``; the other modes
+    leave one of the two parts out, or make the N matrices unrelated. The K
+    terms of a layer are stored as one term of rank K r, which is the same
+    matrix.
+
+    Source: LORS (arXiv:2403.04303), static low-rank residual structure
+    (LORS-T).
+
+    Args:
+        num_layers: Depth N.
+        in_features: Size h of the input.
+        out_features: Size d of the output.
+        config: Where the N matrices come from; a ``StackConfig``, a dict of
+            its fields, or None for dense.
+        bias: Whether each layer has a bias (always its own).
+        key: Name of the stack's setting, for error messages.
+
+    Raises:
+        TypeError: If a size or an entry of ``config`` has a wrong type.
+        ValueError: If a size, mode, rank or number of entries is wrong.
+
+    Example:
+        >>> stack = StackedLinear(12, 192, 576, dict(mode='lors', rank=8))
+        >>> stack(torch.rand(4, 192), layer=3).shape
+        torch.Size([4, 576])
+    """
+
+    parts: ClassVar[dict[str, str]] = {
+        'dense': 'dense',
+        'shared': 'shared',
+        'private_A': 'private',
+        'private_B': 'private',
+        'bias': 'other',
+    }
+
+    def __init__(
+        self,
+        num_layers: int,
+        in_features: int,
+        out_features: int,
+        config: object = None,
+        bias: bool = True,
+        key: str = 'stack',
+    ) -> None:
+        config = StackConfig.parse(config, key)
+        super().__init__(num_layers, config, key)
+        check_at_least(1, in_features=in_features, out_features=out_features)
+        self.in_features = in_features
+        self.out_features = out_features
+        sizes = config.private_sizes(
+            num_layers, min(in_features, out_features), key
+        )
+        num_dense = num_layers if config.mode == 'dense' else 0
+        self.dense = nn.ParameterList(
+            _matrix(out_features, in_features) for _ in range(num_dense)
+        )
+        self.shared = (
+            _matrix(out_features, in_features) if config.has_shared else None
+        )
+        # Dicts, not lists: a layer of rank 0 has no factors at all.
+        self.private_A = nn.ParameterDict(
+            {
+                str(i): _matrix(k * r, in_features)
+                for i, (k, r) in enumerate(sizes)
+                if r
+            }
+        )
+        self.private_B = nn.ParameterDict(
+            {
+                str(i): _matrix(out_features, k * r)
+                for i, (k, r) in enumerate(sizes)
+                if r
+            }
+        )
+        self.bias = nn.ParameterList(
+            _matrix(out_features) for _ in range(num_layers if bias else 0)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial values.
+
+        Dense and shared matrices follow ``nn.Linear``. In the mode ``lors``
+        A is drawn, B and the biases are zero as in the LORS release, so that
+        every layer starts as the shared one. In the mode ``private`` B is
+        drawn too, with the scale that gives ``B A`` the variance of a dense
+        matrix: with B zero a stack without shared part would start dead.
+        """
+        bound = 1 / math.sqrt(self.in_features)
+        for weight in self.dense:
+            nn.init.uniform_(weight, -bound, bound)
+        if self.shared is not None:
+            nn.init.uniform_(self.shared, -bound, bound)
+        for layer, a in self.private_A.items():
+            limit = math.sqrt(6 / self.in_features)
+            nn.init.uniform_(a, -limit, limit)
+            limit = math.sqrt(1 / (2 * len(a))) if self.shared is None else 0
+            nn.init.uniform_(self.private_B[layer], -limit, limit)
+        for b in self.bias:
+            limit = bound if self.config.mode == 'dense' else 0
+            nn.init.uniform_(b, -limit, limit)
+
+    def weight(self, layer: int) -> Tensor:
+        """Build the matrix of one layer.
+
+        Args:
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (out_features, in_features).
+        """
+        if self.dense:
+            return self.dense[layer]
+        name = str(layer)
+        if name not in self.private_A:
+            assert self.shared is not None
+            return self.shared
+        a, b = self.private_A[name], self.private_B[name]
+        if self.shared is None:
+            return b @ a
+        return torch.addmm(self.shared, b, a)
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Apply one layer.
+
+        Args:
+            x: (..., in_features).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (..., out_features).
+        """
+        bias = self.bias[layer] if self.bias else None
+        num_rows = math.prod(x.shape[:-1])
+        if not self.use_unmerged(num_rows, layer):
+            return F.linear(x, self.weight(layer), bias)
+        name = str(layer)
+        # As rows, so that autograd sums the two gradients of x in place.
+        rows = x.reshape(-1, self.in_features)
+        low = F.linear(rows, self.private_A[name])
+        y = F.linear(low, self.private_B[name], bias)
+        if self.shared is not None:
+            y = torch.addmm(y, rows, self.shared.mT)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def use_unmerged(self, num_rows: int, layer: int) -> bool:
+        """Choose by multiply-adds: apply the low-rank part, or sum up first.
+
+        Args:
+            num_rows: Number of inputs.
+            layer: Index of the layer, from 0.
+
+        Returns:
+            Whether ``B (A x)`` is cheaper than ``B A``.
+        """
+        applied = num_rows * (self.in_features + self.out_features)
+        summed = self.in_features * self.out_features
+        if self.shared is None:
+            summed += num_rows * summed
+        return str(layer) in self.private_A and applied < summed
+
+    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
+        """See `Stack.private_ranks`; K and r are stored as their product."""
+        return {
+            int(name.split('.')[1]): str(shape[0])
+            for name, shape in shapes.items()
+            if name.startswith('private_A.')
+        }
+
+
+class AdaptiveStack(Stack):
+    """N generators of query-dependent matrices, with a part in common.
+
+    ``W_i(q) = W_shared(q) + sum_k B_ik E_ik(q) A_ik`` in the mode ``lors``:
+    one linear generator makes ``W_shared(q)`` for all layers, a small one per
+    layer the (r, r) kernels ``E_ik(q)`` between factors that do not depend on
+    the query. The other modes leave one of the two parts out, or give each
+    layer a full generator of its own (``dense``, plain AdaMixer).
+
+    Each of G groups has matrices of its own. All generators start with zero
+    weights, so the first matrices depend on their biases alone.
+
+    Source: LORS (arXiv:2403.04303), adaptive low-rank residual structure
+    (LORS-A); initial values as in the LORS and AdaMixer releases.
+
+    Args:
+        num_layers: Depth N.
+        query_dim: Size C of a query.
+        num_groups: Number G of groups.
+        rows: Rows of a matrix.
+        cols: Columns of a matrix.
+        config: Where the N matrices come from; a ``StackConfig``, a dict of
+            its fields, or None for dense.
+        key: Name of the stack's setting, for error messages.
+
+    Raises:
+        TypeError: If a size or an entry of ``config`` has a wrong type.
+        ValueError: If a size, mode, rank or number of entries is wrong.
+    """
+
+    parts: ClassVar[dict[str, str]] = {
+        'dense': 'dense',
+        'shared': 'shared',
+        'private_A': 'private',
+        'private_B': 'private',
+        'private_E': 'private',
+    }
+
+    def __init__(
+        self,
+        num_layers: int,
+        query_dim: int,
+        num_groups: int,
+        rows: int,
+        cols: int,
+        config: object = None,
+        key: str = 'stack',
+    ) -> None:
+        config = StackConfig.parse(config, key)
+        super().__init__(num_layers, config, key)
+        check_at_least(
+            1, query_dim=query_dim, num_groups=num_groups, rows=rows, cols=cols
+        )
+        self.query_dim = query_dim
+        self.num_groups = num_groups
+        self.rows = rows
+        self.cols = cols
+        self.sizes = config.private_sizes(num_layers, min(rows, cols), key)
+
+        full = num_groups * rows * cols
+        num_dense = num_layers if config.mode == 'dense' else 0
+        self.dense = nn.ModuleList(
+            nn.Linear(query_dim, full) for _ in range(num_dense)
+        )
+        self.shared = nn.Linear(query_dim, full) if config.has_shared else None
+        # Dicts, not lists: a layer of rank 0 has no private part at all.
+        self.private_A = nn.ParameterDict()
+        self.private_B = nn.ParameterDict()
+        self.private_E = nn.ModuleDict()
+        for i, (k, r) in enumerate(self.sizes):
+            if r:
+                name = str(i)
+                self.private_A[name] = _matrix(num_groups, k, r, cols)
+                self.private_B[name] = _matrix(num_groups, k, rows, r)
+                self.private_E[name] = nn.Linear(
+                    query_dim, num_groups * k * r * r
+                )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial values.
+
+        Generators of whole matrices: weight 0, bias as ``nn.Linear``.
+        Generators of E: all zero in the mode ``lors`` as in the release, so
+        that every layer starts as the shared one. In the mode ``private``
+        their bias is drawn with the scale that gives ``B E A`` the variance
+        of a dense matrix: with E zero there would be no gradient through the
+        normalisation that follows the mixing.
+        """
+        for generator in [*self.dense, *filter(None, [self.shared])]:
+            generator.reset_parameters()
+            nn.init.zeros_(generator.weight)
+        for name, e in self.private_E.items():
+            assert isinstance(e, nn.Linear)
+            b, a = self.private_B[name], self.private_A[name]
+            num_terms, rows, r = b.shape[1:]
+            for factor, fan_in in ((b, rows * r), (a, r * self.cols)):
+                # fan_in as the release has it: of a term's whole factor.
+                limit = math.sqrt(6 / fan_in)
+                nn.init.uniform_(factor, -limit, limit)
+            nn.init.zeros_(e.weight)
+            limit = 0.0
+            if self.shared is None:
+                area = rows * self.cols
+                limit = math.sqrt(area / (4 * e.in_features * num_terms))
+            nn.init.uniform_(e.bias, -limit, limit)
+
+    def forward(self, query: Tensor, layer: int) -> Tensor:
+        """Generate the matrices of one layer.
+
+        Args:
+            query: (..., C).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (..., G, rows, cols).
+        """
+        full = self._full_generator(layer)
+        name = str(layer)
+        if name not in self.private_E:
+            assert full is not None
+            return self._as_matrices(full(query))
+        b, a = self.private_B[name], self.private_A[name]
+        num_terms, r = a.shape[1:3]
+        e = self.private_E[name](query)
+        e = e.unflatten(-1, (self.num_groups, num_terms, r, r))
+        # The K terms, side by side, are one product of inner size K r.
+        b = b.transpose(1, 2).flatten(2)  # (G, rows, K r)
+        ea = (e @ a).flatten(-3, -2)  # (..., G, K r, cols)
+        if full is None:
+            return b @ ea
+        w = self._as_matrices(full(query))  # (..., G, rows, cols)
+        b = b.expand(*w.shape[:-2], -1, -1)
+        # One call adds the product, which is never there by itself.
+        return torch.baddbmm(
+            w.flatten(0, -3), b.flatten(0, -3), ea.flatten(0, -3)
+        ).view(w.shape)
+
+    def summed_generator(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Write the generator of a layer down as one linear map.
+
+        Generators are linear in the query, and so are their sums. `fold`
+        needs it; it has as many parameters as a dense one.
+
+        Args:
+            layer: Index of the layer, from 0.
+
+        Returns:
+            Weight (G * rows * cols, C) and bias (G * rows * cols).
+        """
+        full = self._full_generator(layer)
+        base = 0.0 if full is None else _weight_and_bias(full)
+        name = str(layer)
+        if name in self.private_E:
+            b, a = self.private_B[name], self.private_A[name]
+            num_terms, r = a.shape[1:3]
+            e = _weight_and_bias(self.private_E[name])  # (G K r r, C + 1)
+            e = e.unflatten(0, (self.num_groups, num_terms, r, r))
+            terms = torch.einsum('gkir,gkrsc,gksj->gijc', b, e, a)
+            base = base + terms.flatten(0, 2)
+        assert isinstance(base, Tensor)
+        return base[:, :-1], base[:, -1]
+
+    def _full_generator(self, layer: int) -> nn.Module | None:
+        """Return the generator of whole matrices, if the mode has one."""
+        return self.dense[layer] if self.dense else self.shared
+
+    def _as_matrices(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (self.num_groups, self.rows, self.cols))
+
+    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
+        """See `Stack.private_ranks`."""
+        return {
+            int(name.split('.')[1]): f'{shape[1]} x {shape[3]}'
+            for name, shape in shapes.items()
+            if name.startswith('private_B.')
+        }
+
+
+class StackedLayerNorm(nn.ModuleList):
+    """N layer norms with affine, one for each layer of a stack.
+
+    Args:
+        num_layers: Depth N.
+        dims: Size of the last axis.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, num_layers: int, dims: int, eps: float = 1e-5) -> None:
+        super().__init__(
+            nn.LayerNorm(dims, eps=eps) for _ in range(num_layers)
+        )
+
+    def reset_parameters(self) -> None:
+        """Set weights to 1 and biases to 0."""
+        for norm in self:
+            assert isinstance(norm, nn.LayerNorm)
+            norm.reset_parameters()
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Normalise with the norm of one layer.
+
+        Args:
+            x: (..., dims).
+            layer: Index of the layer, from 0.
+
+        Returns:
+            (..., dims).
+        """
+        return self[layer](x)
+
+
+def _matrix(*shape: int) -> nn.Parameter:
+    """An uninitialised parameter."""
+    return nn.Parameter(torch.empty(*shape))
+
+
+def _weight_and_bias(linear: nn.Module) -> Tensor:
+    """Return (out, in + 1): the weight of a linear map and its bias."""
+    assert isinstance(linear, nn.Linear)
+    return torch.cat([linear.weight, linear.bias[:, None]], dim=1)

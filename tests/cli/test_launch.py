@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where runs begin again and how they end; the rest is in tests/tools."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lors_det.errors import UsageError, launch
+
+
+def gloo_threads() -> set[str]:
+    tasks = Path('/proc/self/task').iterdir()
+    return {
+        task.name for task in tasks if 'gloo' in (task / 'comm').read_text()
+    }
+
+
+@pytest.mark.skipif(
+    not Path('/proc/self/task').exists(), reason='threads are read from /proc'
+)
+def test_leaving_ends_the_threads_of_the_group(tmp_path: Path) -> None:
+    """Else one may free a tensor at exit, which aborts the process."""
+    others = gloo_threads()  # of other tests
+    dist.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    wrapped = DistributedDataParallel(nn.Linear(2, 2))
+    wrapped.cycle = [wrapped]  # type: ignore[assignment]  # as in a runner
+    assert gloo_threads() - others
+    del wrapped
+    launch._leave()
+    assert not dist.is_initialized()
+    assert not gloo_threads() - others
+
+
+def resume_from(work_dir: Path, **arguments: str | bool) -> str | None:
+    found = {'resume': None, 'overwrite': False} | arguments
+    return launch._resume_from(argparse.Namespace(**found), str(work_dir))
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    assert resume_from(tmp_path) is None
+    assert resume_from(tmp_path, resume='auto') is None
+    path = tmp_path / 'iter_1.pth'
+    torch.save({}, path)
+    assert resume_from(tmp_path, resume='auto') == str(path)
+    assert resume_from(tmp_path, resume='a.pth') == 'a.pth'
+    assert resume_from(tmp_path, overwrite=True) is None
+    with pytest.raises(UsageError, match='1 checkpoints of an earlier run'):
+        resume_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'first'),
+    [
+        ({'overwrite': True}, None),
+        ({'resume': 'auto'}, 'iter_1.pth'),
+        ({'resume': 'other.pth'}, 'other.pth'),
+    ],
+)
+def test_where_a_restarted_worker_goes_on(
+    arguments: dict[str, str | bool],
+    first: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From what its launch has written, or as the command line says."""
+
+    def name() -> str | None:
+        found = resume_from(tmp_path, **arguments)
+        return found and Path(found).name
+
+    earlier, later = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
+    torch.save({}, earlier)
+    os.utime(earlier, (1, 1))
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    assert name() == first
+    monkeypatch.setenv('RANK', '1')
+    assert name() == first
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert name() == first  # it died before it wrote a checkpoint
+    torch.save({}, later)
+    assert name() == 'iter_2.pth'
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is the log that does not fit."""
+
+    class Runner:
+        def train(self) -> None:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(launch, '_build_runner', lambda cfg: Runner())
+    monkeypatch.chdir(Path(__file__).parents[2])
+    config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+    arguments = launch.common_parser('').parse_args(
+        [config, '--work-dir', str(tmp_path)]
+    )
+    vars(arguments).update(resume=None, amp=None, auto_scale_lr=False)
+    with pytest.raises(UsageError, match='No space left on device; the check'):
+        launch.train(arguments)
+
+
+def test_compile_is_given_to_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not to mmengine, which would compile the matching too."""
+    monkeypatch.setattr(launch, 'install', lambda trust: None)
+    parser = launch.common_parser('')
+    config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
+    arguments = [config, '--cfg-options', 'compile.mode=max-autotune']
+    cfg = launch._configure(parser.parse_args(arguments))
+    assert cfg.model.compile == {'mode': 'max-autotune'}
+    assert 'compile' not in cfg
+    cfg = launch._configure(parser.parse_args([config]))
+    assert 'compile' not in cfg.model

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.toy_runs import LOOPS, toy_run, toy_runner
+from mmengine.hooks import Hook
+from mmengine.runner import loops
+
+ROOT = Path(__file__).parents[2]
+
+
+def resume(
+    first: Path, iteration: int, work_dir: Path, **settings: Any
+) -> tuple[Any, dict[int, float]]:
+    return toy_run(
+        work_dir,
+        resume=True,
+        load_from=str(first / f'iter_{iteration}.pth'),
+        **settings,
+    )
+
+
+def assert_same_end(one: Path, other: Path, last: int = 12) -> None:
+    ends = [
+        torch.load(folder / f'iter_{last}.pth', weights_only=False)
+        for folder in (one, other)
+    ]
+    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert str(ends[0][key]) == str(ends[1][key])
+    for key, value in ends[0]['state_dict'].items():
+        assert torch.equal(value, ends[1]['state_dict'][key])
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize(
+    ('workers', 'points'), [(0, (1, 4, 6, 8, 11, 12)), (2, (3, 6))]
+)
+def test_resuming_is_exact(
+    loop: str,
+    workers: int,
+    points: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops.time, 'sleep', lambda _: None)
+    settings: dict[str, Any] = {'loop': loop, 'workers': workers}
+    _, whole = toy_run(tmp_path / 'whole', **settings)
+    assert len(set(whole.values())) == 12
+    for point in points:
+        folder = tmp_path / str(point)
+        runner, rest = resume(tmp_path / 'whole', point, folder, **settings)
+        assert rest == {i: whole[i] for i in range(point + 1, 13)}
+        assert runner.iter == 12
+        if rest:
+            assert_same_end(tmp_path / 'whole', folder)
+        if not workers:  # what was done is not even loaded
+            batches = {0: [], 1: [2], 2: [3, 2], 3: [3, 3, 2]}
+            loaded = 3 * (12 - point)
+            if 'Default' in LOOPS[loop]['sampler']:
+                epochs, left = divmod(12 - point, 4)
+                loaded = 11 * epochs + sum(batches[left])
+            assert runner.train_dataloader.dataset.loaded == loaded
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    """A batch's random state does not depend on who loads it."""
+    _, alone = toy_run(tmp_path / 'alone')
+    _, helped = toy_run(tmp_path / 'helped', workers=2)
+    assert alone == helped
+
+
+def test_a_seed_that_was_drawn(tmp_path: Path) -> None:
+    """Also the sampler's, which mmengine draws anew."""
+    for randomness in ({'seed': None}, {'seed': 3, 'diff_rank_seed': True}):
+        first = tmp_path / str(len(randomness))
+        _, whole = toy_run(first, randomness=randomness)
+        _, rest = resume(first, 6, first / 'rest', randomness=randomness)
+        assert rest == {i: whole[i] for i in range(7, 13)}
+
+
+def test_epochs_of_checkpoints_by_epoch(tmp_path: Path) -> None:
+    by_epoch = {'by_epoch': True}
+    _, whole = toy_run(tmp_path, checkpoint=by_epoch)
+    _, rest = toy_run(
+        tmp_path / 'rest',
+        checkpoint=by_epoch,
+        resume=True,
+        load_from=str(tmp_path / 'epoch_2.pth'),
+    )
+    assert rest == {i: whole[i] for i in range(9, 13)}
+
+
+def test_a_batch_keeps_its_number_in_the_epoch(tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(Hook):
+        def after_train_iter(
+            self, runner: Any, batch_idx: int, **_: Any
+        ) -> None:
+            seen.append(batch_idx)
+
+    toy_run(tmp_path)
+    resume(tmp_path, 6, tmp_path / 'rest', hooks=[Watch()])
+    assert seen == [2, 3, 0, 1, 2, 3]
+
+
+def warnings(work_dir: Path) -> list[str]:
+    lines = [
+        line
+        for log in work_dir.glob('*/*.log')
+        for line in log.read_text().splitlines()
+    ]
+    return [line for line in lines if 'bit by bit' in line]
+
+
+def test_a_checkpoint_of_plain_mmengine(tmp_path: Path) -> None:
+    toy_run(tmp_path, default_hooks={'checkpoint': {
+        'type': 'CheckpointHook', 'by_epoch': False, 'interval': 1,
+    }})  # fmt: skip
+    _, rest = resume(tmp_path, 8, tmp_path / 'rest')
+    assert sorted(rest) == [9, 10, 11, 12]
+    (line,) = warnings(tmp_path / 'rest')
+    assert 'written without ExactResumeHook' in line
+
+
+def test_another_batch_size(tmp_path: Path) -> None:
+    """The part of the epoch that was seen is not seen again."""
+    toy_run(tmp_path)
+    loader = toy_runner(tmp_path / 'loader')._train_dataloader
+    _, rest = resume(
+        tmp_path, 6, tmp_path / 'rest',
+        train_dataloader=loader | {'batch_size': 6},
+    )  # fmt: skip
+    # Half of epoch 2 is left, 1 of 2 batches now, and epoch 3.
+    assert sorted(rest) == [7, 8, 9]
+    (line,) = warnings(tmp_path / 'rest')
+    assert "'batches': 4, 'processes': 1" in line
+    assert "'batches': 2, 'processes': 1" in line
+
+
+def test_gradients_that_are_accumulated(tmp_path: Path) -> None:
+    """A checkpoint in between says so; the others are exact."""
+    wrapper = {
+        'optimizer': {'type': 'SGD', 'lr': 1e-3, 'momentum': 0.9},
+        'accumulative_counts': 2,
+    }
+    _, whole = toy_run(tmp_path, optim_wrapper=wrapper)
+    (line,) = warnings(tmp_path)
+    assert 'a multiple of accumulative_counts=2' in line
+    _, rest = resume(tmp_path, 6, tmp_path / 'rest', optim_wrapper=wrapper)
+    assert rest == {i: whole[i] for i in range(7, 13)}
+
+
+def test_a_loader_without_batches(tmp_path: Path) -> None:
+    loader = toy_runner(tmp_path / 'loader')._train_dataloader
+    with pytest.raises(TypeError, match='EpochBasedTrainLoop and its data'):
+        toy_run(tmp_path, train_dataloader=loader | {'batch_size': None})
+
+
+@pytest.mark.slow
+def test_soak() -> None:
+    """Killed, damaged, full and restarted runs equal whole ones."""
+    result = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.soak', '--short'],
+        cwd=ROOT,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    rows = [line.split(' | ') for line in result.stdout.splitlines()[-4:]]
+    assert all(row[1] == row[2] and row[4] == 'yes |' for row in rows), rows
+    assert sum(int(row[1]) for row in rows if 'SIGKILL, ' in row[0]) >= 20
