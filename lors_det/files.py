@@ -100,12 +100,12 @@ def find_damage(path: str | os.PathLike[str]) -> str | None:
         What is wrong with it in a few words; None if all checksums are right,
         or if its format has none.
     """
-    with open(path, 'rb') as file:
-        if file.read(4) != b'PK\x03\x04':
-            return None
-    if not zipfile.is_zipfile(path):
-        return 'its end is missing'
     try:
+        with open(path, 'rb') as file:
+            if file.read(4) != b'PK\x03\x04':
+                return None
+        if not zipfile.is_zipfile(path):
+            return 'its end is missing'
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
     except Exception as error:  # there are as many as ways to be damaged

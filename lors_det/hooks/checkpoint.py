@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _checkpoints(
 ) -> Iterator[tuple[float, Path]]:
     """Yield `load_iteration` and path of a run's files, but the best one."""
     for path in Path(folder).glob('*.pth'):
-        if path.name.startswith('best_'):
+        if path.name.startswith('best_') or not path.is_file():
             continue
         iteration = load_iteration(path, trust)
         if iteration is not None:
@@ -187,16 +188,16 @@ def load_strictly(
             f'--resume: {name} holds weights, but not the state of a run; '
             '--cfg-options load_from=CHECKPOINT starts from it'
         )
-    warnings = []
     if missing:
-        warnings.append(f'{lacks}; they stay as they were initialised')
+        _warn(f'{lacks}; they stay as they were initialised')
     if unused:
-        warnings.append(f'{name}: not used: {_first(unused)}')
+        _warn(f'{name}: not used: {_first(unused)}')
     bad = [key for key, value in state.items() if not value.isfinite().all()]
     if bad:
-        warnings.append(f'{name}: weights that are not finite: {_first(bad)}')
-    for warning in warnings:
-        print_log(warning, 'current', logging.WARNING)
+        _warn(f'{name}: weights that are not finite: {_first(bad)}')
+
+
+_warn = partial(print_log, logger='current', level=logging.WARNING)
 
 
 def _first(names: Any) -> str:

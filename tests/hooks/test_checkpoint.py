@@ -45,6 +45,8 @@ def test_every_flipped_bit_is_found_or_harmless(checkpoint: Path) -> None:
         checkpoint.write_bytes(content)
         if find_damage(checkpoint) is not None:
             found += 1
+            with pytest.raises(UsageError, match=r'iter_1.pth is damaged'):
+                load_checkpoint(checkpoint)
             continue
         try:
             loaded = load_checkpoint(checkpoint)
@@ -63,18 +65,6 @@ def test_every_cut_is_found(checkpoint: Path) -> None:
             load_checkpoint(checkpoint)
         with pytest.raises(UsageError, match='no checkpoint is whole'):
             latest_checkpoint(str(checkpoint.parent))
-
-
-def test_a_wrong_checksum_is_refused_by_name(checkpoint: Path) -> None:
-    content = bytearray(checkpoint.read_bytes())
-    weight = torch.load(checkpoint)['weight'].numpy().tobytes()
-    content[content.index(weight)] ^= 1
-    checkpoint.write_bytes(content)
-    torch.load(checkpoint)  # torch itself does not see it
-    with pytest.raises(
-        UsageError, match='is damaged or cut off: wrong checksum of'
-    ):
-        load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize('call', ['fsync', 'replace'])
@@ -132,6 +122,7 @@ def test_the_highest_iteration_that_is_whole(
     assert latest_checkpoint(folder, since=15 * 10**9) == str(nine)
     assert latest_checkpoint(folder, since=25 * 10**9) is None
     nine.write_bytes(b'PK')
+    (tmp_path / 'iter_8.pth').symlink_to('nowhere')
     ten.unlink()
     with pytest.raises(
         UsageError, match=r'no checkpoint is whole \(1 are damaged\)'
@@ -216,9 +207,7 @@ def test_what_is_loaded_has_to_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(
-        checkpoints, 'print_log', lambda line, *_: lines.append(line)
-    )
+    monkeypatch.setattr(checkpoints, '_warn', lines.append)
     model = nn.Linear(4, 1)
     checkpoint = {'state_dict': state, 'meta': meta}
     if purpose in refused.split():
