@@ -103,6 +103,10 @@ def train(args: argparse.Namespace) -> None:
     if cfg.get('load_from'):
         what = '--resume' if resume_from else 'load_from'
         check_file(cfg.load_from, what)
+    if not resume_from and os.environ.get('RANK', '0') == '0':
+        set_aside_checkpoints(
+            checkpoint_folder(cfg), needed=cfg.get('load_from')
+        )
     try:
         runner = _build_runner(cfg)
         runner.train()
@@ -229,8 +233,6 @@ def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
     found = latest_checkpoint(folder, args.trust) if args.resume else None
     if not found and not args.overwrite:
         check_work_dir(folder)
-    elif not found and os.environ.get('RANK', '0') == '0':
-        set_aside_checkpoints(folder, needed=cfg.get('load_from'))
     return found
 
 
