@@ -386,8 +386,8 @@ def _nothing(model: Model) -> None:
             _unlike,
             {'layers': {'attn': SMALL}},
             ValueError,
-            "'layers': layers are not identical: 'fc.weight' is (8, 8) in "
-            'layer 0 and (9, 8) in layer 2',
+            "'layers': layers are not identical: 'fc.bias' is (8,) in layer "
+            '0 and (9,) in layer 2',
         ),
         (
             _tied,
@@ -411,7 +411,7 @@ def _nothing(model: Model) -> None:
             _nothing,
             {'layers': {'fc': SMALL, 'f?': SMALL}},
             ValueError,
-            "'fc.weight' is matched by 'fc' and by 'f?': name it once",
+            "['fc.weight'] named by two patterns",
         ),
         (
             _nothing,

@@ -160,7 +160,7 @@ def test_loading_other_parts_leaves_a_stack_alone() -> None:
 
 @pytest.mark.parametrize('mode', ['private', 'lors'])
 @pytest.mark.parametrize('num_rows', [1, 3, 4, 40])
-def test_low_rank_use_unmerged_where_that_is_cheaper(
+def test_unmerged_where_that_is_cheaper(
     mode: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = StackedLinear(1, 8, 6, {'mode': mode, 'rank': 2}).double()
@@ -168,15 +168,15 @@ def test_low_rank_use_unmerged_where_that_is_cheaper(
     x = torch.randn(num_rows, 8, dtype=torch.float64)
     chosen = layers.use_unmerged(num_rows, 0)
     outputs, counts = {}, {}
-    for applied in (False, True):
+    for unmerged in (False, True):
         with (
             monkeypatch.context() as patch,
             FlopCounterMode(display=False) as counter,
         ):
             patch.setattr(
-                StackedLinear, 'use_unmerged', lambda *_, a=applied: a
+                StackedLinear, 'use_unmerged', lambda *_, u=unmerged: u
             )
-            outputs[applied] = layers(x, 0)
-        counts[applied] = counter.get_total_flops()
+            outputs[unmerged] = layers(x, 0)
+        counts[unmerged] = counter.get_total_flops()
     torch.testing.assert_close(outputs[True], outputs[False])
     assert counts[chosen] == min(counts.values()), counts
