@@ -76,7 +76,7 @@ def factorise(
         key = stack.key.split(' ')[0]
         reports[key] = fit_matrices(stack, weights, max_iters, tol)
 
-    replace_weights(plan, init_fn)
+    replace_weights(model, plan, init_fn)
     return reports
 
 

@@ -46,22 +46,18 @@ def fold(model: nn.Module, generators: bool = False) -> nn.Module:
     if isinstance(model, kinds):
         return _fold_stack(model)
     modules = list(model.modules())
-    tied_modules = [module for module in modules if tied_weights(module)]
-    used = {
-        id(tied.stack)
-        for module in tied_modules
-        for tied in tied_weights(module).values()
-    }
+    tied = {module: tied_weights(module) for module in modules}
+    used = {w.stack for weights in tied.values() for w in weights.values()}
     holders = [module for module in modules if isinstance(module, LayerStacks)]
-    owned = {id(stack) for holder in holders for stack in holder.values()}
-    if used != owned:
+    if used != {stack for holder in holders for stack in holder.values()}:
         raise ValueError(
-            f'this {type(model).__name__} is a part of a lorsified model: '
-            f'its layers use {len(used)} stacks and it owns {len(owned)}; '
-            'fold the whole model'
+            f'this {type(model).__name__} is a part of a lorsified model: its '
+            'layers use stacks that it does not own, or it owns stacks that '
+            'other layers use; fold the whole model'
         )
-    for module in tied_modules:
-        untie_weights(module)
+    for module, weights in tied.items():
+        if weights:
+            untie_weights(module)
     for parent in modules:
         for name, child in list(parent.named_children()):
             if isinstance(child, LayerStacks):

@@ -72,7 +72,8 @@ def lorsify(
     """
     if init not in INIT_FNS:
         raise ValueError(f'init={init!r}: expected one of {sorted(INIT_FNS)}')
-    replace_weights(plan_replacements(model, stacks), INIT_FNS[init])
+    plan = plan_replacements(model, stacks)
+    replace_weights(model, plan, INIT_FNS[init])
     return model
 
 

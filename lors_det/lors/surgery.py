@@ -30,15 +30,13 @@ class Replacement(NamedTuple):
     """One weight of N layers, and the stack that takes its place.
 
     Args:
-        owner: Module that the stack is registered on.
-        holder: Name of its `LayerStacks`.
+        list_name: Name of the list of layers in the model.
         name: Name of the parameter inside of a layer.
         modules: The N modules that have the parameter.
         stack: The stack, not registered yet.
     """
 
-    owner: nn.Module
-    holder: str
+    list_name: str
     name: str
     modules: list[nn.Module]
     stack: StackedLinear
@@ -80,7 +78,8 @@ def plan_replacements(
                 'of a layer to a StackConfig or its fields'
             )
         for name in match_module_names(pattern, lists, 'list of layers'):
-            plan.extend(_plan_list(model, name, lists[name], weights))
+            _find_owner(model, name)  # or it raises, with nothing changed
+            plan.extend(_plan_list(name, lists[name], weights))
     uses = [(id(m), r.parameter, r.name) for r in plan for m in r.modules]
     times = Counter(use[:2] for use in uses)
     if twice := sorted({use[2] for use in uses if times[use[:2]] > 1}):
@@ -88,10 +87,13 @@ def plan_replacements(
     return plan
 
 
-def replace_weights(plan: Sequence[Replacement], init_fn: InitFn) -> None:
+def replace_weights(
+    model: nn.Module, plan: Sequence[Replacement], init_fn: InitFn
+) -> None:
     """Register stacks, give them values, and tie the layers to them.
 
     Args:
+        model: The model that the plan is for.
         plan: What `plan_replacements` returned.
         init_fn: Gives a stack its values, from the N present weights as
             matrices (out, in).
@@ -99,9 +101,10 @@ def replace_weights(plan: Sequence[Replacement], init_fn: InitFn) -> None:
     for r in plan:
         weights = [m.get_parameter(r.parameter).detach() for m in r.modules]
         init_fn(r.stack, [weight.flatten(1) for weight in weights])
-        if not hasattr(r.owner, r.holder):
-            r.owner.add_module(r.holder, LayerStacks())
-        getattr(r.owner, r.holder)[r.name.replace('.', '-')] = r.stack
+        owner, holder = _find_owner(model, r.list_name)
+        if not hasattr(owner, holder):
+            owner.add_module(holder, LayerStacks())
+        getattr(owner, holder)[r.name.replace('.', '-')] = r.stack
         for layer, module in enumerate(r.modules):
             tied = TiedWeight(r.stack, layer, weights[layer].shape)
             tie_weight(module, r.parameter, tied)
@@ -135,13 +138,9 @@ def stack_like(stack: AnyStack, config: object) -> AnyStack:
 
 
 def _plan_list(
-    model: nn.Module,
-    list_name: str,
-    layers: Sequence[nn.Module] | Any,
-    weights: Mapping[str, Any],
+    list_name: str, layers: Any, weights: Mapping[str, Any]
 ) -> Iterator[Replacement]:
     """Plan the replacements in one list of layers."""
-    owner, holder = _find_owner(model, list_name)
     _check_identical(list_name, layers)
     stackable = _stackable_weights(layers[0])
     for pattern, config in weights.items():
@@ -156,14 +155,12 @@ def _plan_list(
         matched = match_module_names(pattern, stackable, what)
         # A module and its parameter may both match.
         for name in dict.fromkeys(n for m in matched for n in stackable[m]):
-            modules, stack = _build_stack(list_name, name, layers, config)
-            stack.train(owner.training)
-            yield Replacement(owner, holder, name, modules, stack)
+            yield _plan_weight(list_name, name, layers, config)
 
 
-def _build_stack(
+def _plan_weight(
     list_name: str, name: str, layers: Any, config: object
-) -> tuple[list[nn.Module], StackedLinear]:
+) -> Replacement:
     """Find the N modules of one weight and build a stack of its sizes."""
     path, _, parameter = name.rpartition('.')
     modules = [layer.get_submodule(path) for layer in layers]
@@ -182,8 +179,9 @@ def _build_stack(
         bias=False, key=f'{key} ({rows} x {cols})',
     )  # fmt: skip
     stack.to(device=first.device, dtype=first.dtype)
+    stack.train(modules[0].training)
     stack.requires_grad_(any(value.requires_grad for value in values))
-    return modules, stack
+    return Replacement(list_name, name, modules, stack)
 
 
 def _find_owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
