@@ -55,10 +55,9 @@ def test_full_rank_reproduces_the_decoder() -> None:
                 )
 
 
-@pytest.mark.parametrize('in_points', [16])
-def test_full_rank_gives_the_same_detections(in_points: int) -> None:
+def test_full_rank_gives_the_same_detections() -> None:
     """Square kernels of one size: all of the mixing is exact."""
-    sizes = {'in_points': in_points, 'out_points': 16}
+    sizes = {'in_points': 16, 'out_points': 16}
     stacks = {**FULL, 'offsets': {'mode': 'lors', 'rank': 32}}
     stacks['mixing_kernels'] = {'mode': 'lors', 'rank': 16}
     model = decoder(stacks={}, **sizes)
@@ -67,15 +66,13 @@ def test_full_rank_gives_the_same_detections(in_points: int) -> None:
     factorise_decoder(other, stacks)
     feats, xyzr = pyramid(2), positions(2, 7)
     content = torch.randn(2, 7, 32)
-    for found, expected in zip(
-        other(feats, content, xyzr), model(feats, content, xyzr), strict=True
-    ):
-        torch.testing.assert_close(
-            found.cls_logits, expected.cls_logits, rtol=1e-3, atol=1e-3
-        )
-        torch.testing.assert_close(
-            found.content, expected.content, rtol=1e-3, atol=1e-3
-        )
+    outputs = other(feats, content, xyzr), model(feats, content, xyzr)
+    for found, expected in zip(*outputs, strict=True):
+        for name in ('cls_logits', 'content'):
+            torch.testing.assert_close(
+                getattr(found, name), getattr(expected, name),
+                rtol=1e-3, atol=1e-3,
+            )  # fmt: skip
 
 
 def test_unknown_step() -> None:

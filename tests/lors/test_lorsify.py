@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.factories import encoder
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from lors_det.lors import MODES, StackedLinear, lorsify, report
+from lors_det.lors import MODES, StackedLinear, fold, lorsify, report
 
 FULL = {'mode': 'lors', 'rank': 8}
 SMALL = {'mode': 'lors', 'rank': 2}
@@ -117,13 +118,9 @@ def test_dense_stacks_change_nothing(key: str, training: bool) -> None:
 
 @pytest.mark.parametrize('training', [True, False])
 def test_fast_paths_of_torch_read_the_stack(training: bool) -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    model = nn.TransformerEncoder(layer, 3).train(training)
-    for p in model.parameters():
-        nn.init.normal_(p, std=0.3)
-    new = lorsify(
-        copy.deepcopy(model), {'layers': {'self_attn': FULL, 'linear?': FULL}}
-    )
+    model = encoder().train(training)
+    full = {'self_attn': FULL, 'linear?': FULL}
+    new = lorsify(copy.deepcopy(model), {'layers': full})
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
         torch.testing.assert_close(new(x), model(x), rtol=0, atol=1e-5)
@@ -165,6 +162,8 @@ def test_a_copy_is_independent_and_consistent() -> None:
             for p in other.layers_stacks.parameters():
                 p.zero_()
         assert not other.layers[1].fc.weight.any()
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+        fold(other)
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
@@ -256,10 +255,8 @@ def test_initial_values() -> None:
         torch.testing.assert_close(layer.fc.weight, model.layers[0].fc.weight)
     a = first.layers_stacks['fc-weight'].private_A['1']
     assert a.any()  # or the residual would never learn
-    private = lorsify(
-        copy.deepcopy(model),
-        {'layers': {'fc': {'mode': 'private', 'rank': 8}}},
-    )
+    full = {'layers': {'fc': {'mode': 'private', 'rank': 8}}}
+    private = lorsify(copy.deepcopy(model), full)
     for ours, theirs in zip(private.layers, model.layers, strict=True):
         torch.testing.assert_close(ours.fc.weight, theirs.fc.weight)
     shared = lorsify(copy.deepcopy(model), stacks(mode='shared'))
@@ -268,11 +265,11 @@ def test_initial_values() -> None:
 
 
 def test_equal_layers_can_still_part() -> None:
-    """A residual of zero keeps A: with both factors zero it were dead."""
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = lorsify(
-        nn.TransformerEncoder(layer, 3), {'layers': {'linear1': SMALL}}
-    )
+    """A residual of zero keeps A: with both factors zero none would learn."""
+    model = encoder()
+    for layer in model.layers:
+        layer.linear1 = copy.deepcopy(model.layers[0].linear1)
+    lorsify(model, {'layers': {'linear1': SMALL}})
     stack = model.layers_stacks['linear1-weight']
     assert all(a.any() for a in stack.private_A.values())
     assert not any(b.any() for b in stack.private_B.values())
@@ -281,15 +278,10 @@ def test_equal_layers_can_still_part() -> None:
 
 
 def test_patterns() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.decoder = Model(), Model()
-
-    model = lorsify(
-        Two(),
-        {'*.layers': {'attn.in_proj_weight': SMALL, r're:conv\d': SMALL}},
-    )
+    two = nn.Module()
+    two.encoder, two.decoder = Model(), Model()
+    weights = {'attn.in_proj_weight': SMALL, r're:conv\d': SMALL}
+    model = lorsify(two, {'*.layers': weights})
     names = [row.name for row in report(model).stacks]
     assert names == [
         f'{part}.layers_stacks.{weight}'
@@ -344,40 +336,28 @@ def _stacked(model: Model) -> None:
     lorsify(model, {'layers': {'fc': SMALL}})
 
 
-def _nothing(model: Model) -> None:
-    pass
+FC, NAMES = {'fc': SMALL}, "matches no weight of a layer of 'layers'; the near"
 
 
 @pytest.mark.parametrize(
     ('change', 'stacks', 'error', 'message'),
     [
         (
-            _nothing,
-            {'layer': {'fc': SMALL}},
+            None,
+            {'layer': FC},
             ValueError,
-            "'layer' matches no list of layers; the nearest are 'layers'",
+            'no list of layers; the nearest are',
         ),
+        (None, {'layers': {'fc1': SMALL}}, ValueError, f"'fc1' {NAMES}"),
+        (None, {'layers': {'x.*': SMALL}}, ValueError, f"'x.*' {NAMES}"),
         (
-            _nothing,
-            {'layers': {'fc1': SMALL}},
-            ValueError,
-            "'fc1' matches no weight of a layer of 'layers'; the nearest are "
-            "'fc'",
-        ),
-        (
-            _nothing,
-            {'layers': {'x.*': SMALL}},
-            ValueError,
-            "'x.*' matches no weight",
-        ),
-        (
-            _nothing,
+            None,
             {'layers': {'re:(': SMALL}},
             ValueError,
             "'re:(' is no pattern",
         ),
         (
-            _nothing,
+            None,
             {'layers': {'norm': SMALL}},
             TypeError,
             "'norm' is a LayerNorm; expected a Linear, a convolution or",
@@ -389,40 +369,30 @@ def _nothing(model: Model) -> None:
             "'layers': layers are not identical: 'fc.bias' is (8,) in layer "
             '0 and (9,) in layer 2',
         ),
+        (_tied, {'layers': FC}, ValueError, 'layers.*.fc.weight: layers have'),
+        (_stacked, {'layers': FC}, ValueError, 'comes from a stack already'),
         (
-            _tied,
-            {'layers': {'fc': SMALL}},
-            ValueError,
-            'layers.*.fc.weight: layers have this parameter in common',
-        ),
-        (
-            _stacked,
-            {'layers': {'fc': SMALL}},
-            ValueError,
-            'layers.*.fc.weight comes from a stack already',
-        ),
-        (
-            _nothing,
+            None,
             {'layers': {'fc': {'mode': 'lors', 'rank': 9}}},
             ValueError,
             'layers.*.fc.weight (8 x 8).rank=9: expected values from 0 to 8',
         ),
         (
-            _nothing,
-            {'layers': {'fc': SMALL, 'f?': SMALL}},
+            None,
+            {'layers': {**FC, 'f?': SMALL}},
             ValueError,
             "['fc.weight'] named by two patterns",
         ),
         (
-            _nothing,
-            {'layers': {'fc': SMALL}, 'l*': {'fc': SMALL}},
+            None,
+            {'layers': FC, 'l*': FC},
             ValueError,
             "['fc.weight'] named by two patterns",
         ),
-        (_nothing, {'layers': 'fc'}, TypeError, "stacks['layers']='fc': not"),
-        (_nothing, 'layers', TypeError, "stacks='layers': expected a dict"),
+        (None, {'layers': 'fc'}, TypeError, "stacks['layers']='fc': not"),
+        (None, 'layers', TypeError, "stacks='layers': expected a dict"),
         (
-            _nothing,
+            None,
             {'layers': {'fc': {'ranks': 1}}},
             TypeError,
             'expected a dict with keys out of',
@@ -430,13 +400,14 @@ def _nothing(model: Model) -> None:
     ],
 )
 def test_wrong_settings_change_nothing(
-    change: Callable[[Model], None],
+    change: Callable[[Model], None] | None,
     stacks: Any,
     error: type[Exception],
     message: str,
 ) -> None:
     model = dense()
-    change(model)
+    if change:
+        change(model)
     before = list(model.state_dict())
     with pytest.raises(error, match=re.escape(message)):
         lorsify(model, stacks)
