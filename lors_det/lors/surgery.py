@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,10 +79,12 @@ def plan_replacements(
         for name in match_module_names(pattern, lists, 'list of layers'):
             _find_owner(model, name)  # or it raises, with nothing changed
             plan.extend(_plan_list(name, lists[name], weights))
-    uses = [(id(m), r.parameter, r.name) for r in plan for m in r.modules]
-    times = Counter(use[:2] for use in uses)
-    if twice := sorted({use[2] for use in uses if times[use[:2]] > 1}):
-        raise ValueError(f'stacks: {twice} named by two patterns, name once')
+    seen: set[tuple[int, str]] = set()
+    for r in plan:
+        parameters = {(id(module), r.parameter) for module in r.modules}
+        if parameters & seen:
+            raise ValueError(f'{r.stack.key} is named by two patterns')
+        seen |= parameters
     return plan
 
 

@@ -67,28 +67,6 @@ def test_convolutions_get_their_kernels_back() -> None:
         torch.testing.assert_close(conv(x), output, rtol=0, atol=1e-6)
 
 
-def test_no_more_operations_than_dense() -> None:
-    def operations(model: nn.Module) -> list[str]:
-        graphs: list[torch.fx.GraphModule] = []
-
-        def backend(graph: torch.fx.GraphModule, _: object) -> object:
-            graphs.append(graph)
-            return graph.forward
-
-        torch._dynamo.reset()
-        torch.compile(model, backend=backend)(torch.randn(2, 5, 8))
-        return [
-            str(node.target)
-            for graph in graphs
-            for node in graph.graph.nodes
-            if node.op.startswith('call')
-        ]
-
-    plain = operations(encoder())
-    assert operations(fold(stacked())) == plain
-    assert len(operations(stacked())) > len(plain)
-
-
 @pytest.mark.parametrize('mode', ['shared', 'private', 'lors'])
 @pytest.mark.parametrize('generators', [False, True])
 def test_decoder_of_adamixer(mode: str, generators: bool) -> None:

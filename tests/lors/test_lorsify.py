@@ -80,14 +80,7 @@ def dense() -> Model:
 
 
 def stacks(**config: Any) -> dict[str, dict[str, Any]]:
-    ranks = {'cross': 4, 'cross.q_proj_weight': 8, 'cross.out_proj': 8}
-    return {
-        'layers': {
-            key: config
-            for key in WEIGHTS
-            if ranks.get(key, 8) >= config.get('rank', 1)
-        }
-    }
+    return {'layers': dict.fromkeys(WEIGHTS, config)}
 
 
 def small(init: str = 'weights') -> Model:
@@ -140,15 +133,15 @@ def test_every_parameter_has_one_name_and_a_gradient(mode: str) -> None:
     assert lacking == []
 
 
-def test_rank_and_terms_per_layer() -> None:
+def test_stacks_can_be_added_later() -> None:
     config = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 2, 3]}
     model = lorsify(dense(), {'layers': {'fc': config}})
-    stack = model.layers_stacks['fc-weight']
-    assert [len(a) for a in stack.private_A.values()] == [2, 4, 6]
+    lorsify(model, {'layers': {'conv3': SMALL}})
+    stacks = model.layers_stacks
+    ranks = [len(a) for a in stacks['fc-weight'].private_A.values()]
+    assert ranks == [2, 4, 6]
     # Kernels k x k are matrices (out, in / groups * k * k).
-    model = lorsify(model, {'layers': {'conv3': SMALL}})
-    assert model.layers_stacks['conv3-weight'].in_features == 36
-    assert 'fc-weight' in model.layers_stacks
+    assert stacks['conv3-weight'].in_features == 36
 
 
 def test_a_copy_is_independent_and_consistent() -> None:
@@ -381,13 +374,13 @@ FC, NAMES = {'fc': SMALL}, "matches no weight of a layer of 'layers'; the near"
             None,
             {'layers': {**FC, 'f?': SMALL}},
             ValueError,
-            "['fc.weight'] named by two patterns",
+            'layers.*.fc.weight (8 x 8) is named by two patterns',
         ),
         (
             None,
             {'layers': FC, 'l*': FC},
             ValueError,
-            "['fc.weight'] named by two patterns",
+            'layers.*.fc.weight (8 x 8) is named by two patterns',
         ),
         (None, {'layers': 'fc'}, TypeError, "stacks['layers']='fc': not"),
         (None, 'layers', TypeError, "stacks='layers': expected a dict"),

@@ -148,21 +148,13 @@ def test_weights_start_with_one_spread(mode: str) -> None:
     """That of a dense weight, U(-1 / sqrt(inputs), 1 / sqrt(inputs))."""
     config = {'mode': mode, 'rank': 10, 'num_param_groups': 3}
     static = StackedLinear(1, 400, 300, config)
+    static.reset_parameters()  # a second time changes nothing in law
     spread = static.weight(0).std() * (3 * 400) ** 0.5
     assert 0.9 < spread < 1.1
     adaptive = AdaptiveStack(1, 64, 4, 40, 30, config)
+    adaptive.reset_parameters()
     spread = adaptive(torch.randn(1, 1, 64), 0).std() * (3 * 64) ** 0.5
     assert 0.8 < spread < 1.2
-
-
-@all_modes
-def test_reset_twice_equals_once_in_law(mode: str) -> None:
-    layers = StackedLinear(2, 300, 200, {'mode': mode, 'rank': 20})
-    once = {k: v.std() for k, v in layers.state_dict().items()}
-    layers.reset_parameters()
-    layers.reset_parameters()
-    twice = {k: v.std() for k, v in layers.state_dict().items()}
-    torch.testing.assert_close(twice, once, rtol=0.1, atol=0)
 
 
 @both_kinds
