@@ -58,9 +58,10 @@ def lorsify(
     Raises:
         TypeError: If ``stacks`` is not such a dict of dicts, or a module of
             another type is named.
-        ValueError: If a name matches nothing, layers differ, a weight is on
-            a stack already or named twice, a rank is larger than the matrix
-            allows, or ``init`` is unknown. The model is unchanged then.
+        ValueError: If a name matches nothing, a weight has another shape in
+            another layer, is on a stack already or named twice, a rank is
+            larger than the matrix allows, or ``init`` is unknown. The model
+            is unchanged then.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(64, 4, 128)

@@ -142,7 +142,6 @@ def _plan_list(
     list_name: str, layers: Any, weights: Mapping[str, Any]
 ) -> Iterator[Replacement]:
     """Plan the replacements in one list of layers."""
-    _check_identical(list_name, layers)
     stackable = _stackable_weights(layers[0])
     for pattern, config in weights.items():
         module = dict(layers[0].named_modules()).get(pattern)
@@ -164,12 +163,16 @@ def _plan_weight(
 ) -> Replacement:
     """Find the N modules of one weight and build a stack of its sizes."""
     path, _, parameter = name.rpartition('.')
-    modules = [layer.get_submodule(path) for layer in layers]
     key = f'{list_name}.*.{name}'
+    absent = nn.Module()
+    modules = [dict(m.named_modules()).get(path, absent) for m in layers]
     if any(parameter in tied_weights(module) for module in modules):
         raise ValueError(f'{key} comes from a stack already')
-    values = [module._parameters.get(parameter) for module in modules]
-    if any(value is None for value in values):
+    values: list[Any] = [m._parameters.get(parameter) for m in modules]
+    shapes = [None if v is None else tuple(v.shape) for v in values]
+    if len(set(shapes)) > 1:
+        raise ValueError(f'{key} has the shapes {shapes}: expected one shape')
+    if shapes[0] is None:
         raise ValueError(f'{key}: not a plain parameter (parametrized?)')
     if len({id(value) for value in values}) < len(values):
         raise ValueError(f'{key}: layers have this parameter in common')
@@ -221,18 +224,3 @@ def _stackable_weights(layer: nn.Module) -> dict[str, list[str]]:
         stackable[path] = names
         stackable.update({name: [name] for name in names})
     return stackable
-
-
-def _check_identical(list_name: str, layers: Any) -> None:
-    shapes = [
-        {name: tuple(p.shape) for name, p in layer.named_parameters()}
-        for layer in layers
-    ]
-    for i, other in enumerate(shapes):
-        if other != shapes[0]:
-            name = min({*shapes[0].items()} ^ {*other.items()})[0]
-            raise ValueError(
-                f'{list_name!r}: layers are not identical: {name!r} is '
-                f'{shapes[0].get(name)} in layer 0 and {other.get(name)} in '
-                f'layer {i}'
-            )

@@ -295,6 +295,13 @@ def test_sequential_layers_and_nested_owners() -> None:
     assert len(model.stages) == 2
 
 
+def test_layers_may_differ_in_what_stays() -> None:
+    model = dense()
+    _unlike(model)
+    lorsify(model, {'layers': {'attn': SMALL}})
+    assert model.layers[2].fc.weight.shape == (9, 8)
+
+
 def test_frozen_weights_make_a_frozen_stack() -> None:
     model = dense().requires_grad_(False)
     lorsify(model, stacks(**SMALL))
@@ -319,6 +326,10 @@ def test_report() -> None:
 
 def _unlike(model: Model) -> None:
     model.layers[2].fc = nn.Linear(8, 9)
+
+
+def _absent(model: Model) -> None:
+    model.layers[1].fc = None
 
 
 def _tied(model: Model) -> None:
@@ -357,11 +368,11 @@ FC, NAMES = {'fc': SMALL}, "matches no weight of a layer of 'layers'; the near"
         ),
         (
             _unlike,
-            {'layers': {'attn': SMALL}},
+            {'layers': FC},
             ValueError,
-            "'layers': layers are not identical: 'fc.bias' is (8,) in layer "
-            '0 and (9,) in layer 2',
+            'layers.*.fc.weight has the shapes [(8, 8), (8, 8), (9, 8)]',
         ),
+        (_absent, {'layers': FC}, ValueError, 'shapes [(8, 8), None, (8, 8)]'),
         (_tied, {'layers': FC}, ValueError, 'layers.*.fc.weight: layers have'),
         (_stacked, {'layers': FC}, ValueError, 'comes from a stack already'),
         (
