@@ -64,17 +64,17 @@ def small_detr(**changes: Any) -> Any:
 def batch() -> dict[str, Any]:
     """Two of the images that the project carries."""
     init_default_scope('mmdet')
-    size = {'type': 'Resize', 'scale': (256, 256), 'keep_ratio': False}
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'LoadAnnotations', 'with_bbox': True},
+        {'type': 'Resize', 'scale': (256, 256), 'keep_ratio': False},
+        {'type': 'PackDetInputs'},
+    ]
     dataset = CocoDataset(
         data_root=str(ROOT / 'demo/coco_tiny'),
         ann_file='annotations/instances_train.json',
         data_prefix={'img': 'images/'},
-        pipeline=[
-            {'type': 'LoadImageFromFile'},
-            {'type': 'LoadAnnotations', 'with_bbox': True},
-            size,
-            {'type': 'PackDetInputs'},
-        ],
+        pipeline=pipeline,
     )
     return pseudo_collate([dataset[0], dataset[1]])
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -18,54 +17,48 @@ def test_a_scalar_broadcasts_and_a_list_stays() -> None:
 
 @pytest.mark.parametrize('kind', [StackedLinear, AdaptiveStack])
 @pytest.mark.parametrize(
-    ('changes', 'error', 'message'),
+    ('changes', 'message'),
     [
-        ({'mode': 'lora'}, ValueError, ".mode='lora': expected one of 'dense"),
+        ({'mode': 'lora'}, ".mode='lora': expected one of 'dense'"),
         (
             {'rank': [4, 4]},
-            ValueError,
             '.rank=[4, 4] has 2 entries: expected one value, or one for each '
             'of the 3 layers',
         ),
-        ({'rank': -1}, ValueError, '.rank=-1: expected values from 0 to 8'),
-        ({'rank': 9}, ValueError, '.rank=9: expected values from 0 to 8'),
+        ({'rank': -1}, '.rank=-1: expected values from 0 to 8'),
         (
-            {'mode': 'private', 'rank': 0},
-            ValueError,
-            '.rank=0: expected values from 1 to 8',
+            {'rank': 9},
+            'ValueError: decoder.x.rank=9: expected values from 0 to 8',
         ),
-        ({'rank': 2.0}, TypeError, '.rank=2.0: expected an integer'),
-        ({'rank': '2'}, TypeError, ".rank='2': expected an integer"),
+        ({'mode': 'private', 'rank': 0}, '.rank=0: expected values from 1 to'),
+        ({'rank': 2.0}, 'TypeError: decoder.x.rank=2.0: expected an integer'),
+        ({'rank': '2'}, "TypeError: decoder.x.rank='2': expected an integer"),
         (
             {'num_param_groups': [1, 0, 1]},
-            ValueError,
             '.num_param_groups=[1, 0, 1]: expected values of at least 1',
         ),
         (
             {'num_param_groups': 'up'},
-            ValueError,
             ".num_param_groups='up': expected an integer, a list, or one of "
             "['falling', 'rising']",
         ),
         (
             {'ranks': 2},
-            TypeError,
             "'ranks': 2}: expected a dict with keys out of ['mode', 'rank', "
             "'num_param_groups']",
         ),
-        ('lors', TypeError, "='lors': expected a dict"),
+        ('lors', "TypeError: decoder.x='lors': expected a dict"),
     ],
 )
-def test_wrong_values(
-    kind: type, changes: Any, error: type[Exception], message: str
-) -> None:
+def test_wrong_values(kind: type, changes: Any, message: str) -> None:
     config = changes
     if isinstance(changes, dict):
         config = {'mode': 'lors', 'rank': 2, **changes}
     sizes = (3, 10, 8) if kind is StackedLinear else (3, 16, 2, 8, 9)
-    with pytest.raises(error, match=re.escape(message)) as caught:
+    with pytest.raises((TypeError, ValueError)) as error:
         kind(*sizes, config, key='decoder.x')
-    assert str(caught.value).startswith('decoder.x')
+    assert str(error.value).startswith('decoder.x')
+    assert message in f'{error.typename}: {error.value}'
 
 
 @pytest.mark.parametrize('value', [0, -3])

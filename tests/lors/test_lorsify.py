@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,15 +312,12 @@ def test_report() -> None:
     before = sum(p.numel() for p in dense().parameters())
     found = report(model)
     (row,) = found.stacks
-    assert (row.name, row.mode, row.shape) == (
-        'layers_stacks.fc-weight', 'lors', (8, 8),
-    )  # fmt: skip
+    assert row.name == 'layers_stacks.fc-weight'
+    assert (row.mode, row.shape) == ('lors', (8, 8))
     assert (row.shared, row.private, row.equivalent) == (64, 3 * 32, 192)
     assert found.total == sum(p.numel() for p in model.parameters())
     assert (found.dense_total, found.untouched) == (before, before - 192)
-    assert '| layers_stacks.fc-weight | lors | 3 of 8 x 8 | 192 |' in str(
-        found
-    )
+    assert f'| {row.name} | lors | 3 of 8 x 8 | 192 |' in str(found)
 
 
 def _unlike(model: Model) -> None:
@@ -340,81 +336,49 @@ def _stacked(model: Model) -> None:
     lorsify(model, {'layers': {'fc': SMALL}})
 
 
-FC, NAMES = {'fc': SMALL}, "matches no weight of a layer of 'layers'; the near"
+FC = {'fc': SMALL}
+NO_WEIGHT = "matches no weight of a layer of 'layers'; the nearest are"
+TWICE = 'layers.*.fc.weight (8 x 8) is named by two patterns'
 
 
 @pytest.mark.parametrize(
-    ('change', 'stacks', 'error', 'message'),
+    ('change', 'stacks', 'message'),
     [
-        (
-            None,
-            {'layer': FC},
-            ValueError,
-            'no list of layers; the nearest are',
-        ),
-        (None, {'layers': {'fc1': SMALL}}, ValueError, f"'fc1' {NAMES}"),
-        (None, {'layers': {'x.*': SMALL}}, ValueError, f"'x.*' {NAMES}"),
-        (
-            None,
-            {'layers': {'re:(': SMALL}},
-            ValueError,
-            "'re:(' is no pattern",
-        ),
+        (None, {'layer': FC}, "ValueError: 'layer' matches no list of layers"),
+        (None, {'layers': {'fc1': SMALL}}, f"ValueError: 'fc1' {NO_WEIGHT}"),
+        (None, {'layers': {'x.*': SMALL}}, f"ValueError: 'x.*' {NO_WEIGHT}"),
+        (None, {'layers': {'re:(': SMALL}}, "ValueError: 're:(' is no patt"),
         (
             None,
             {'layers': {'norm': SMALL}},
-            TypeError,
-            "'norm' is a LayerNorm; expected a Linear, a convolution or",
+            "TypeError: stacks['layers']: 'no",
         ),
-        (
-            _unlike,
-            {'layers': FC},
-            ValueError,
-            'layers.*.fc.weight has the shapes [(8, 8), (8, 8), (9, 8)]',
-        ),
-        (_absent, {'layers': FC}, ValueError, 'shapes [(8, 8), None, (8, 8)]'),
-        (_tied, {'layers': FC}, ValueError, 'layers.*.fc.weight: layers have'),
-        (_stacked, {'layers': FC}, ValueError, 'comes from a stack already'),
+        (_unlike, {'layers': FC}, 'has the shapes [(8, 8), (8, 8), (9, 8)]'),
+        (_absent, {'layers': FC}, 'has the shapes [(8, 8), None, (8, 8)]'),
+        (_tied, {'layers': FC}, 'ValueError: layers.*.fc.weight: layers have'),
+        (_stacked, {'layers': FC}, 'layers.*.fc.weight comes from a stack'),
         (
             None,
             {'layers': {'fc': {'mode': 'lors', 'rank': 9}}},
-            ValueError,
             'layers.*.fc.weight (8 x 8).rank=9: expected values from 0 to 8',
         ),
-        (
-            None,
-            {'layers': {**FC, 'f?': SMALL}},
-            ValueError,
-            'layers.*.fc.weight (8 x 8) is named by two patterns',
-        ),
-        (
-            None,
-            {'layers': FC, 'l*': FC},
-            ValueError,
-            'layers.*.fc.weight (8 x 8) is named by two patterns',
-        ),
-        (None, {'layers': 'fc'}, TypeError, "stacks['layers']='fc': not"),
-        (None, 'layers', TypeError, "stacks='layers': expected a dict"),
-        (
-            None,
-            {'layers': {'fc': {'ranks': 1}}},
-            TypeError,
-            'expected a dict with keys out of',
-        ),
+        (None, {'layers': {**FC, 'f?': SMALL}}, f'ValueError: {TWICE}'),
+        (None, {'layers': FC, 'l*': FC}, f'ValueError: {TWICE}'),
+        (None, {'layers': 'fc'}, "TypeError: stacks['layers']='fc': not"),
+        (None, 'layers', "TypeError: stacks='layers': expected a dict"),
+        (None, {'layers': {'fc': {'ranks': 1}}}, 'a dict with keys out of'),
     ],
 )
 def test_wrong_settings_change_nothing(
-    change: Callable[[Model], None] | None,
-    stacks: Any,
-    error: type[Exception],
-    message: str,
+    change: Callable[[Model], None] | None, stacks: Any, message: str
 ) -> None:
     model = dense()
     if change:
         change(model)
     before = list(model.state_dict())
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError)) as error:
         lorsify(model, stacks)
+    assert message in f'{error.typename}: {error.value}'
     assert list(model.state_dict()) == before
 
 
