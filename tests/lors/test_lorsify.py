@@ -29,7 +29,10 @@ class Layer(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
         self.cross = nn.MultiheadAttention(8, 2, kdim=6, vdim=4)
-        self.wrapped = MultiheadAttention(8, 2, batch_first=True)
+        # mmcv's default here is a dict that other models write into.
+        self.wrapped = MultiheadAttention(
+            8, 2, dropout_layer=None, batch_first=True
+        )
         self.fc = nn.Linear(8, 8)
         self.conv1 = nn.Conv2d(8, 8, 1)
         self.conv3 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
