@@ -65,7 +65,7 @@ def is_vit(state: Mapping[str, Tensor]) -> bool:
     Args:
         state: Tensors by name.
     """
-    return 'backbone.cls_token' in state or 'embed.class_token' in state
+    return 'backbone.cls_token' in state or 'embed.cls_token' in state
 
 
 def describe_vit(layout: ViTLayout) -> str:
@@ -115,7 +115,7 @@ def revert_vit(state: Mapping[str, Tensor], source: str) -> ConvertedViT:
         UsageError: If no release has such a classifier, a tensor is missing
             or one too many, or has a shape that does not fit.
     """
-    num_layers = Shapes(state, source).count('encoder.attention_norm.{}.bias')
+    num_layers = Shapes(state, source).count('encoder.norm1.{}.bias')
     pairs = list(vit_pairs('encoder.ffn.fc1.shared' in state, num_layers))
     ours = [name for pair in pairs for name in pair.ours]
     missing = [name for name in ours if name not in state]

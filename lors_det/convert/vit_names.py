@@ -56,20 +56,20 @@ def vit_pairs(lors: bool, num_layers: int) -> Iterator[Pair]:
     Yields:
         One pair for every official tensor.
     """
-    yield Pair('backbone.cls_token', ('embed.class_token',))
-    yield Pair('backbone.pos_embed', ('embed.position_table',))
+    yield Pair('backbone.cls_token', ('embed.cls_token',))
+    yield Pair('backbone.pos_embed', ('embed.pos_embed',))
     for kind in ('weight', 'bias'):
         yield Pair(
             f'backbone.patch_embed.projection.{kind}',
-            (f'embed.projection.{kind}',),
+            (f'embed.proj.{kind}',),
         )
         yield Pair(f'backbone.ln1.{kind}', (f'norm.{kind}',))
         yield Pair(f'head.layers.head.{kind}', (f'head.{kind}',))
         for layer in range(num_layers):
-            for theirs, ours in (('ln1', 'attention'), ('ln2', 'ffn')):
+            for theirs, ours in (('ln1', 'norm1'), ('ln2', 'norm2')):
                 yield Pair(
                     f'backbone.layers.{layer}.{theirs}.{kind}',
-                    (f'encoder.{ours}_norm.{layer}.{kind}',),
+                    (f'encoder.{ours}.{layer}.{kind}',),
                 )
     yield from _lors_pairs(num_layers) if lors else _dense_pairs(num_layers)
 

@@ -99,9 +99,9 @@ def test_tokens_see_each_other_through_attention() -> None:
 def test_other_sizes() -> None:
     model = classifier()
     randomise(model)
-    table = model.embed.position_table
-    assert model.embed.positions(4, 4) is table
-    resized = model.embed.positions(3, 6)
+    table = model.embed.pos_embed
+    assert model.embed.resize_pos_embed(4, 4) is table
+    resized = model.embed.resize_pos_embed(3, 6)
     assert resized.shape == (1, 19, 24)
     assert torch.equal(resized[:, 0], table[:, 0])
     assert model(torch.randn(2, 3, 6, 12)).shape == (2, 5)
@@ -109,8 +109,8 @@ def test_other_sizes() -> None:
 
 def test_a_constant_table_stays_constant() -> None:
     model = classifier()
-    torch.nn.init.constant_(model.embed.position_table, 0.5)
-    resized = model.embed.positions(7, 2)
+    torch.nn.init.constant_(model.embed.pos_embed, 0.5)
+    resized = model.embed.resize_pos_embed(7, 2)
     torch.testing.assert_close(resized, torch.full_like(resized, 0.5))
 
 
@@ -166,7 +166,7 @@ def test_initial_values(mode: str) -> None:
     assert first.keys() == second.keys()
     for stats in (first, second):
         for name, (largest, std) in stats.items():
-            if re.search(r'private_B|bias|class_token|^head', name):
+            if re.search(r'private_B|bias|cls_token|^head', name):
                 assert largest == 0, name
             elif 'norm' in name:
                 assert (largest, std) == (1, 0), name
@@ -177,7 +177,7 @@ def test_initial_values(mode: str) -> None:
             elif 'ffn' in name:
                 assert largest <= math.sqrt(6 / 960)
                 assert std == pytest.approx(math.sqrt(2 / 960), rel=0.05)
-            elif name == 'embed.projection.weight':
+            elif name == 'embed.proj.weight':
                 assert std == pytest.approx(math.sqrt(1 / 48), rel=0.05)
             else:
                 assert std == pytest.approx(0.02, rel=0.05), name

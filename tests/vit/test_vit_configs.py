@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS
 
 from lors_det.lors import StackedLayerNorm, count_parameters
-from lors_det.vit import Top1Accuracy, ViTClassifier, step_time
+from lors_det.vit import Top1Accuracy, ViTClassifier
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'configs' / 'deit'
@@ -74,8 +74,8 @@ def test_deit_tiny(name: str) -> None:
     assert settings.num_heads == 3
     assert model.head.weight.shape == (100, 192)
     # One entry of the table for each of 8 x 8 patches: nothing is resized.
-    assert model.embed.position_table.shape == (1, 65, 192)
-    assert model.embed.projection.kernel_size == (4, 4)
+    assert model.embed.pos_embed.shape == (1, 65, 192)
+    assert model.embed.proj.kernel_size == (4, 4)
     assert model.label_smoothing == 0.1
     assert (settings.mixup, settings.cutmix) == (0.8, 1.0)
 
@@ -137,7 +137,7 @@ def test_weight_decay(name: str) -> None:
         free = (
             id(parameter) in norms
             or re.search(r'(^|\.)bias(\.\d+)?$', key)
-            or key in ('embed.class_token', 'embed.position_table')
+            or key in ('embed.cls_token', 'embed.pos_embed')
         )
         stack_biases += bool(re.search(r'\.bias\.\d+$', key))
         assert decay.pop(id(parameter)) == (0 if free else 0.05), key
@@ -163,13 +163,6 @@ def test_digits_are_normalised() -> None:
     assert isinstance(METRICS.build(cfg.test_evaluator), Top1Accuracy)
 
 
-def test_step_time(capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [str(FOLDER / name) for name in DIGITS]
-    step_time.main([*paths, '--rounds', '2'])
-    first, second = capsys.readouterr().out.splitlines()
-    assert '199,936 in the encoder' in first
-    assert first.endswith(' 1.00 of the first')
-    assert '109,824 in the encoder' in second
 
 
 def run(*commands: list[str]) -> list[str]:
