@@ -14,7 +14,7 @@ from helpers.official_states import official_state
 from mmengine.config import Config
 from torch import Tensor
 
-from lors_det.convert.command import BASE_CONFIG
+from lors_det.convert.detector import BASE_CONFIG
 from lors_det.safe_load import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -163,8 +163,6 @@ def test_digits_are_normalised() -> None:
     assert isinstance(METRICS.build(cfg.test_evaluator), Top1Accuracy)
 
 
-
-
 def run(*commands: list[str]) -> list[str]:
     """Run scripts from the repository's root, in one process; the outputs."""
     code = (
