@@ -45,38 +45,38 @@ def official_state(
     """
     generator = groups * ((dims // groups) ** 2 + out_points * in_points)
     out_in = dims * out_points
+    num_offsets = 3 * groups * in_points
     sizes: Sizes = {
         'rpn_head.init_content_features.weight': (num_queries, dims),
-        'neck.gn_out.weight': (dims,),
-        'neck.gn_out.bias': (dims,),
     }
+    linear(sizes, 'neck.gn_out', dims)
     for level, channels in enumerate(in_channels):
         linear(sizes, f'neck.lateral_convs.{level}.conv', dims, channels, 1, 1)
     for stage in range(num_stages):
         head = f'roi_head.bbox_head.{stage}'
+        step = 'sampling' if release == 'LORS' else 'sampling_n_mixing'
         sizes[f'{head}.iof_tau'] = (4,)
         sizes[f'{head}.attention.attn.in_proj_weight'] = (3 * dims, dims)
         sizes[f'{head}.attention.attn.in_proj_bias'] = (3 * dims,)
-        linear(sizes, f'{head}.attention.attn.out_proj', dims, dims)
-        linear(sizes, f'{head}.attention_norm', dims)
-        linear(sizes, f'{head}.ffn.layers.0.0', hidden, dims)
-        linear(sizes, f'{head}.ffn.layers.1', dims, hidden)
-        linear(sizes, f'{head}.ffn_norm', dims)
-        for branch, number, rows in (
-            ('cls', num_cls_fcs, num_classes),
-            ('reg', num_reg_fcs, 4),
+        for name, *size in (
+            ('attention.attn.out_proj', dims, dims),
+            ('attention_norm', dims),
+            ('ffn.layers.0.0', hidden, dims),
+            ('ffn.layers.1', dims, hidden),
+            ('ffn_norm', dims),
+            ('fc_cls', num_classes, dims),
+            ('fc_reg', 4, dims),
+            (
+                f'{step}.sampling_offset_generator.0',
+                3 * groups * in_points,
+                dims,
+            ),
         ):
+            linear(sizes, f'{head}.{name}', *size)
+        for branch, number in (('cls', num_cls_fcs), ('reg', num_reg_fcs)):
             for fc in range(number):
                 linear(sizes, f'{head}.{branch}_fcs.{3 * fc}', dims, dims)
                 linear(sizes, f'{head}.{branch}_fcs.{3 * fc + 1}', dims)
-            linear(sizes, f'{head}.fc_{branch}', rows, dims)
-        step = 'sampling' if release == 'LORS' else 'sampling_n_mixing'
-        linear(
-            sizes,
-            f'{head}.{step}.sampling_offset_generator.0',
-            3 * groups * in_points,
-            dims,
-        )
         if release == 'AdaMixer':
             mixing = f'{head}.{step}.adaptive_mixing'
             linear(sizes, f'{mixing}.parameter_generator.0', generator, dims)
