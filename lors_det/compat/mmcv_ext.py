@@ -28,11 +28,10 @@ from types import ModuleType
 from typing import Any
 
 from lors_det.compat.missing import MissingOp
-from lors_det.compat.ops import SERVED, load_op
+from lors_det.compat.ops import OPS, load_op
 
 _NAME = 'mmcv._ext'
-# Tells the stand-in from a real extension, also after a reload of this module,
-# when isinstance would not.
+# Marks the stand-in; isinstance would fail after a reload of this module.
 _ORIGIN = 'lors_det.compat'
 # One of the modules of mmdet that keep placeholders; mmdet.apis,
 # mmdet.datasets and mmdet.models import it.
@@ -62,7 +61,7 @@ class StandInExt(ModuleType):
 
     def __dir__(self) -> list[str]:
         """Return the names of the module's attributes and ops."""
-        return sorted({*super().__dir__(), *SERVED})
+        return sorted({*super().__dir__(), *OPS})
 
 
 class StandInFinder(MetaPathFinder, Loader):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from lors_det.convert.convert import convert, revert
+from lors_det.convert.models import convert, revert
 from lors_det.convert.tensors import OfficialModel
 from lors_det.convert.weights import read_weights
 from lors_det.errors import UsageError

@@ -120,8 +120,8 @@ def recognise_vit(state: Mapping[str, Tensor], file: str) -> OfficialModel:
         built.state_dict(),
         [
             f'num_heads={settings["num_heads"]} is a guess ({HEAD_DIMS} '
-            'channels for each, as in every DeiT): no tensor tells, and '
-            'results depend on it'
+            'channels for each, as in every DeiT): no shape depends on it, '
+            'but the outputs do'
         ],
     )
 

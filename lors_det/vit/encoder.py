@@ -171,9 +171,7 @@ class ViTEncoder(nn.Module):
                 f'{list(STACKS)}'
             )
         self.num_layers = num_layers
-        self.norm1 = StackedLayerNorm(
-            num_layers, embed_dims, eps=NORM_EPS
-        )
+        self.norm1 = StackedLayerNorm(num_layers, embed_dims, eps=NORM_EPS)
         self.attention = SelfAttention(
             num_layers, embed_dims, num_heads, stacks.get('attention')
         )

@@ -16,8 +16,6 @@ from lors_det.vit.embed import PatchEmbedding
 from lors_det.vit.encoder import NORM_EPS, ViTEncoder
 from lors_det.vit.preprocess import BatchMixing
 
-MODES = ('loss', 'predict', 'tensor')
-
 
 @MODELS.register_module()
 class ViTClassifier(BaseModel):
@@ -95,8 +93,8 @@ class ViTClassifier(BaseModel):
 
     def _reset_head(self) -> None:
         """Set the head to 0: every class starts with the same probability."""
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -122,7 +120,7 @@ class ViTClassifier(BaseModel):
         if mode == 'predict':
             return self.predict(inputs, labels)
         if mode != 'loss':
-            raise ValueError(f'mode={mode!r}: expected one of {MODES}')
+            raise ValueError(f'mode={mode!r}: expected loss, predict, tensor')
         if labels is None:
             raise ValueError("mode='loss' needs labels: got None")
         return self.loss(inputs, labels)

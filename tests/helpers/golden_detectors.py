@@ -32,7 +32,7 @@ from helpers.golden_decoders import (
 )
 from helpers.golden_files import Comparison, Golden
 from lors_det.adamixer import AdaMixer
-from lors_det.convert.convert import convert, revert
+from lors_det.convert.models import convert, revert
 from lors_det.convert.tensors import Rename
 
 #: Of the grey levels of R, G, B.

@@ -39,7 +39,7 @@ def official_state(
     num_param_groups: Sequence[int] = (1, 2, 1),
     out_ranks: Sequence[int] = (3, 3, 3),
 ) -> dict[str, Tensor]:
-    """A detector of the release ``LORS`` or ``AdaMixer``.
+    """Return a detector of the release ``LORS`` or ``AdaMixer``.
 
     The defaults are those of ``factories.detector_config``.
     """
@@ -66,11 +66,7 @@ def official_state(
             ('ffn_norm', dims),
             ('fc_cls', num_classes, dims),
             ('fc_reg', 4, dims),
-            (
-                f'{step}.sampling_offset_generator.0',
-                3 * groups * in_points,
-                dims,
-            ),
+            (f'{step}.sampling_offset_generator.0', num_offsets, dims),
         ):
             linear(sizes, f'{head}.{name}', *size)
         for branch, number in (('cls', num_cls_fcs), ('reg', num_reg_fcs)):
@@ -111,6 +107,6 @@ def official_state(
 
 
 def linear(sizes: Sizes, name: str, *size: int) -> None:
-    """Weight and bias of a linear layer, a convolution or a norm."""
+    """Add weight and bias of a linear layer, a convolution or a norm."""
     sizes[f'{name}.weight'] = size
     sizes[f'{name}.bias'] = size[:1]

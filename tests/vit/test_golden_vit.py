@@ -23,7 +23,7 @@ from helpers.golden_files import (
 )
 from torch import Tensor
 
-from lors_det.convert.convert import convert, revert
+from lors_det.convert.models import convert, revert
 from lors_det.convert.tensors import Shapes, to_official
 from lors_det.convert.vit import vit_renames
 from lors_det.vit import ViTClassifier

@@ -233,7 +233,7 @@ def test_wrong_calls() -> None:
         model(torch.zeros(1, 3, 8, 7))
     with pytest.raises(ValueError, match="mode='loss' needs labels"):
         model(torch.zeros(1, 3, 8, 8), mode='loss')
-    with pytest.raises(ValueError, match="mode='x': expected one of"):
+    with pytest.raises(ValueError, match="mode='x': expected loss, pre"):
         model(torch.zeros(1, 3, 8, 8), mode='x')
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 # The op and the module of this package that defines it. Not imported here:
 # this package is imported with lors_det, and the ops need torch.
-SERVED = {
+OPS = {
     'deform_conv_backward_input': 'deform_conv',
     'deform_conv_backward_parameters': 'deform_conv',
     'deform_conv_forward': 'deform_conv',
@@ -37,9 +37,9 @@ def load_op(name: str) -> Callable[..., Any] | None:
     Args:
         name: The op's name in ``mmcv._ext``.
     """
-    if name not in SERVED:
+    if name not in OPS:
         return None
     op: Callable[..., Any] = getattr(
-        import_module(f'{__name__}.{SERVED[name]}'), name
+        import_module(f'{__name__}.{OPS[name]}'), name
     )
     return op

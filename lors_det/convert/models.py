@@ -142,8 +142,9 @@ def _fits_a_model(file: str) -> Iterator[None]:
         ValueError,
         ZeroDivisionError,
     ) as error:
+        reason = ' '.join(str(error).split())  # one line
         raise UsageError(
-            f'{file}: the shapes of its tensors fit no model: {error}'
+            f'{file}: the shapes of its tensors fit no model: {reason}'
         ) from None
 
 

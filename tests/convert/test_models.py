@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from lors_det.convert.command import config_text
-from lors_det.convert.convert import Converted, convert, revert
+from lors_det.convert.models import Converted, convert, revert
 from lors_det.convert.tensors import Shapes, to_official
 from lors_det.convert.vit import vit_renames
 from lors_det.errors import UsageError
