@@ -11,18 +11,10 @@ import re
 from collections import Counter
 from typing import Any
 
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
+
 from lors_det.convert.tensors import Shapes
 from lors_det.errors import UsageError
-
-#: Depth of a ResNet, by whether its blocks are bottlenecks and how many they
-#: are in each stage.
-RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
-    (False, (2, 2, 2, 2)): 18,
-    (False, (3, 4, 6, 3)): 34,
-    (True, (3, 4, 6, 3)): 50,
-    (True, (3, 4, 23, 3)): 101,
-    (True, (3, 8, 36, 3)): 152,
-}
 
 
 def backbone_config(shapes: Shapes) -> dict[str, Any]:
@@ -64,13 +56,17 @@ def _resnet(shapes: Shapes) -> dict[str, Any]:
     first = 'backbone.layer1.0'
     bottleneck = f'{first}.conv3.weight' in shapes
     blocks = _blocks(shapes, r'backbone\.layer(\d+)\.(\d+)\.')
-    depth = RESNET_DEPTHS.get((bottleneck, blocks))
-    if depth is None:
+    depths = [
+        depth
+        for depth, (block, stages) in ResNet.arch_settings.items()
+        if (block is Bottleneck, stages) == (bottleneck, blocks)
+    ]
+    if not depths:
         kind = 'bottlenecks' if bottleneck else 'basic blocks'
         raise UsageError(
             f'{shapes.file}: no ResNet has {blocks} {kind} in its stages'
         )
-    config: dict[str, Any] = {'depth': depth}
+    config: dict[str, Any] = {'depth': depths[0]}
     width = shapes[f'{first}.conv1.weight'][0]
     groups = width // shapes[f'{first}.conv2.weight'][1]
     base = shapes[f'{first}.conv3.weight'][0] // 4 if bottleneck else width
