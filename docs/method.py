@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,9 @@ def static_weight(stack: StackedLinear, stage: int) -> Tensor:
     """
     if stack.dense:
         return stack.dense[stage]
-    terms = [] if stack.shared is None else [stack.shared]
+    terms: list[Tensor] = []
+    if stack.shared is not None:
+        terms.append(stack.shared)
     if str(stage) in stack.private_A:
         A = stack.private_A[str(stage)]  # (K r, in_features)
         B = stack.private_B[str(stage)]  # (out_features, K r)
@@ -251,7 +254,8 @@ def feed_forward(ffn: FeedForward, content: Tensor, stage: int) -> Tensor:
 def predict(branch: Branch, content: Tensor, stage: int) -> Tensor:
     """Predict logits or deltas from (B, N, C) contents, as `Branch` does."""
     x = content
-    for fc, norm in zip(branch.fcs, branch.norms, strict=True):
+    hidden: Any = zip(branch.fcs, branch.norms, strict=True)
+    for fc, norm in hidden:
         x = F.relu(norm[stage](linear(fc, x, stage)))
     return linear(branch.out, x, stage)
 

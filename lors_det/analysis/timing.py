@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from statistics import quantiles
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,11 +26,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """Summarise values; a single value is its own quartiles."""
-        values = list(values)
-        if len(values) == 1:
-            return cls(*3 * values)
-        low, median, high = quantiles(values, n=4, method='inclusive')
-        return cls(median, low, high)
+        return cls(*np.quantile([*values], [0.5, 0.25, 0.75]).tolist())
 
     def text(self, digits: int = 2, scale: float = 1) -> str:
         """Format as ``1.47 (1.45-1.50)``: the median and the quartiles.
@@ -64,8 +60,7 @@ def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        names = list(calls) if number % 2 else list(reversed(calls))
-        for name in names:
+        for name in calls if number % 2 else reversed([*calls]):
             seconds[name] += timers[name].timeit(1).times
     return seconds
 
