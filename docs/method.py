@@ -4,7 +4,8 @@
 Everything that an equation names is built: the whole matrices of every query,
 each low-rank term at full size, the attention's scores. Nothing is fused or
 reordered to save time. Tests and benchmarks compare the package with these
-functions in float64; of its modules they use the parameters only.
+functions in float64; of its modules they use the parameters and torch's own
+linear layers and norms.
 
 Shapes: B images, N queries, C channels, G channel groups, P_in sampled points
 of a group, P_out points after the spatial mixing, H attention heads, K
@@ -184,9 +185,9 @@ def sampling_points(
     offset = at_least_float32(linear(sampling.offsets, content, stage))
     offset = offset.unflatten(-1, (sampling.num_groups, -1, 3))
     xyzr, size = xyzr[:, :, None, None], box_sizes(xyzr)[:, :, None, None]
-    return xyzr[..., :2] + offset[..., :2] * size, xyzr[..., 2] + offset[
-        ..., 2
-    ]
+    xy = xyzr[..., :2] + offset[..., :2] * size
+    z = xyzr[..., 2] + offset[..., 2]
+    return xy, z
 
 
 def sample(

@@ -7,14 +7,13 @@ python tests/helpers/golden_report.py --write docs/method.md
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import cv2
 import mmcv
@@ -24,6 +23,7 @@ from torch.nn.functional import interpolate
 
 from helpers import golden_detectors
 from helpers.golden_files import BOUNDS, Golden, golden_files
+from lors_det.files import write_between_marks
 
 BEGIN = (
     '<!-- measured errors: tests/helpers/golden_report.py writes from here -->'
@@ -106,12 +106,7 @@ def main() -> None:
     if args.write is None:
         print(tables)
         return
-    text = args.write.read_text(encoding='utf-8')
-    found = re.search(f'{BEGIN}.*{END}', text, re.DOTALL)
-    if found is None:
-        raise SystemExit(f'error: {args.write} has no line {BEGIN}')
-    text = text.replace(found[0], f'{BEGIN}\n{tables}\n{END}')
-    args.write.write_text(text, encoding='utf-8')
+    write_between_marks(args.write, BEGIN, END, f'\n{tables}\n')
 
 
 if __name__ == '__main__':
