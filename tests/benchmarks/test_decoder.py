@@ -15,7 +15,6 @@ from helpers.factories import STRIDES, decoder_config
 from torch import Tensor
 
 from benchmarks import cases, decoder
-from benchmarks.bench import Bench
 from benchmarks.document import BEGIN, END, write_results
 from lors_det.adamixer.mixing import AdaptiveMixing
 
@@ -68,18 +67,6 @@ def test_measurements(
     assert torch.__version__ in data['machine']
 
 
-def test_models_differ_in_shape_and_stacks() -> None:
-    case = cases.Case('mixing', 'forward', (), rank=2, num_param_groups=1)
-    found = {}
-    for model in ('dense', 'dense-g2', 'lors', 'lors-g4'):
-        mixing = Bench.build(case, model).decoder.mixing
-        found[model] = (mixing.channel.num_groups, mixing.channel.config.mode)
-    assert found == {
-        'dense': (4, 'dense'), 'dense-g2': (2, 'dense'),
-        'lors': (2, 'lors'), 'lors-g4': (4, 'lors'),
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ('mode', 'message'),
     [
@@ -127,27 +114,24 @@ def as_measured(case: cases.Case, axis: str | None) -> dict[str, Any]:
 
 def test_render(tmp_path: Path) -> None:
     document = tmp_path / 'performance.md'
-    files = []
-    text = 'before\n'
+    document.write_text(decoder.DOCUMENT.read_text())
+    command = ['--document', str(document), '--render']
     for name, device in (('compare', 'cpu'), ('sweeps', None)):
-        text += f'{BEGIN.format(name)}stale\n{END.format(name)}between\n'
         results = [as_measured(c, a) for a, c in cases.preset(name, device)]
-        files.append(tmp_path / f'{name}.json')
-        write_results(files[-1], name, results)
-    document.write_text(text)
-    command = ['--document', str(document), '--render', *map(str, files)]
+        write_results(tmp_path / name, name, results)
+        command.append(str(tmp_path / name))
     decoder.main(command)
     text = document.read_text()
-    assert 'stale' not in text
-    assert text.startswith('before\n')
-    assert text.count('between\n') == 2
-    rows = re.findall(r'^\| (?:\d+ +\| )?([\w-]+) +\| (\d\.\d\d) ', text, re.M)
-    for name, ratio in rows:
-        assert ratio == ('0.50' if name.startswith('lors') else '1.00')
-    assert {name for name, _ in rows} >= {'dense', 'reference', 'lors-cp'}
-    for axis, (_, _, values) in cases.SWEEPS.items():
-        assert text.count(f'**{axis}**') == 1
-        assert len(rows) > 3 * len(values)
+    blocks = [
+        text.split(BEGIN.format(name))[1].split(END.format(name))[0]
+        for name in ('compare', 'sweeps')
+    ]
+    for block in blocks:
+        rows = re.findall(r'\| ([\w-]+) +\| (\d\.\d\d) .*\n', block)
+        assert {name for name, _ in rows} >= {'dense', 'reference', 'lors'}
+        for name, ratio in rows:
+            assert ratio == ('0.50' if name.startswith('lors') else '1.00')
+    assert re.findall(r'\*\*(\w+)\*\*:', blocks[1]) == [*cases.SWEEPS]
     decoder.main(command)
     assert document.read_text() == text
 
@@ -203,10 +187,12 @@ def test_errors(arguments: list[str], message: str) -> None:
 
 def test_rendering_errors(tmp_path: Path) -> None:
     file, document = tmp_path / 'own.json', tmp_path / 'empty.md'
-    write_results(file, None, [])
-    with pytest.raises(SystemExit, match='expected results of --preset'):
-        decoder.main(['--render', str(file)])
-    write_results(file, 'compare', [])
     document.write_text('no marks')
-    with pytest.raises(SystemExit, match='expected the lines'):
-        decoder.main(['--render', str(file), '--document', str(document)])
+    command = ['--render', str(file), '--document', str(document)]
+    for preset, message in (
+        (None, 'expected results of --preset'),
+        ('compare', 'expected the lines'),
+    ):
+        write_results(file, preset, [])
+        with pytest.raises(SystemExit, match=f'error: .*{message}'):
+            decoder.main(command)

@@ -48,9 +48,7 @@ def test_two_detectors(
         assert all(len(taken) == 1 for taken in found['parts'].values())
         # The finest of four levels of the neck: 128 channels, stride 4.
         assert found['peak_bytes'] > 128 * 8 * 16 * 4
-    printed = capsys.readouterr().out
-    assert 'images/s' in printed
-    assert 'dense' in printed
+    assert 'images/s' in capsys.readouterr().out
 
 
 def test_the_parts_are_a_training_step() -> None:
