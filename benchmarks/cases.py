@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,12 +107,10 @@ class Case:
         kernels['rank'] = self.rank
         if self.num_param_groups is not None:
             kernels['num_param_groups'] = self.num_param_groups
-        if model in ('dense', 'lors-g4'):
-            found = decoder_settings('adamixer_r50.py')
-        else:
-            found = copy.copy(lors)
-        found['stacks'] = {} if model.startswith('dense') else lors['stacks']
-        return {**found, 'num_stages': self.stages}
+        stacks = {} if model.startswith('dense') else lors['stacks']
+        dense = decoder_settings('adamixer_r50.py')
+        found = dense if model in ('dense', 'lors-g4') else lors
+        return {**found, 'stacks': stacks, 'num_stages': self.stages}
 
 
 def decoder_settings(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,12 +53,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        numbers = {
-            '--batch-size': self.batch_size,
-            '--image-size': min(self.image_size),
-            '--repeats': self.repeats,
-        }
-        for option, value in numbers.items():
+        for option, value in (
+            ('--batch-size', self.batch_size),
+            ('--image-size', min(self.image_size)),
+            ('--repeats', self.repeats),
+        ):
             if value < 1:
                 raise UsageError(f'{option} {value}: expected 1 or more')
         check_device(self.device)
@@ -74,13 +74,9 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: If it is neither the CPU nor a GPU that torch finds.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = 'unknown'
-    if kind not in ('cpu', 'cuda'):
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
         raise UsageError(f'--device {device}: expected cpu, cuda or cuda:N')
-    if kind == 'cuda' and not torch.cuda.is_available():
+    if device != 'cpu' and not torch.cuda.is_available():
         raise UsageError(f'--device {device}: torch finds no GPU')
 
 

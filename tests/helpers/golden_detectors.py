@@ -35,7 +35,7 @@ from lors_det.convert.detector import convert_detector, revert_detector
 from lors_det.convert.official import Pair
 
 #: Of the grey levels of R, G, B.
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+STD = [58.395, 57.12, 57.375]
 ROOT = Path(__file__).resolve().parents[2]
 
 
