@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mmdet.registry import TRANSFORMS
@@ -36,7 +35,7 @@ from lors_det.convert.models import convert, revert
 from lors_det.convert.tensors import Rename
 
 #: Of the grey levels of R, G, B.
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+STD = [58.395, 57.12, 57.375]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -180,22 +179,6 @@ def preprocessed(golden: Golden) -> Tensor:
         data['inputs'].append(packed['inputs'])
         data['data_samples'].append(sample)
     return build(config.model.data_preprocessor)(data)['inputs']
-
-
-def resized(
-    golden: Golden,
-) -> Iterator[tuple[np.ndarray, tuple[int, int], Tensor]]:
-    """Raw images, their new (width, height), and the recorded pixels.
-
-    The pixels are (height, width, BGR) grey levels, back from the batch.
-    """
-    unit, mean = torch.tensor(STD), torch.tensor(MEAN)
-    for i, image in enumerate(golden.config['images']):
-        height, width = image['img_shape'][:2]
-        batch = golden['in/batch'][i, :, :height, :width].float()
-        pixels = batch.permute(1, 2, 0) * unit + mean
-        raw = golden[f'in/img{i}/uint8_bgr'].numpy()
-        yield raw, (width, height), pixels.round().flip(-1)
 
 
 def detector_conversion(golden: Golden) -> Iterator[Comparison]:
