@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of tools/train.py and tools/test.py. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from lors_det.errors import UsageError
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of tools/train.py."""
+    parser = _common_parser('Train a detector.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; if none is named, from the latest '
+        'in the work directory',
+    )
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='float16',
+        choices=['float16', 'bfloat16'],
+        help='automatic mixed precision, float16 if no type is named',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the number of images per step',
+    )
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """Return the parser of tools/test.py."""
+    parser = _common_parser('Test a detector.')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='write the detections to a file'
+    )
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='draw the detections into a folder'
+    )
+    return parser
+
+
+def _common_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what training and testing share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (work_dirs/CONFIG if not given)',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='write over what an earlier run left in the output folders',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_Options,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. '
+        'model.decoder.num_stages=3 or key="[a,b]"',
+    )
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let checkpoints run code while they are loaded, as a pickle can',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    parser.add_argument(
+        '--traceback',
+        action='store_true',
+        help='print the traceback of an error',
+    )
+    return parser
+
+
+class _Options(argparse.Action):
+    """Collects ``KEY=VALUE``; unlike mmengine's, it keeps spaces."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Add options to those that are there already."""
+        options = dict(getattr(namespace, self.dest))
+        for item in values or ():
+            key, equals, value = item.partition('=')
+            if not equals or not key:
+                raise UsageError(f'--cfg-options {item}: expected KEY=VALUE')
+            try:
+                options[key] = parse_value(value)
+            except ValueError as error:
+                raise UsageError(f'--cfg-options {item}: {error}') from None
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """Read a value of ``--cfg-options``, by the same rules as mmengine.
+
+    Args:
+        text: ``[a,b]`` and ``a,b`` are lists, ``(a,b)`` is a tuple, what
+            looks like a number, a boolean or None is one; other text, and
+            text in quotes, stays as it is, with its spaces.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If a bracket is not closed.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
+        inside = text[1:-1]
+        return parse_value(inside) if inside[:1] in ('[', '(') else inside
+    is_list = ',' in text or text[:1] in ('[', '(')
+    items = _split(text) if is_list else [text]
+    if len(items) > 1:
+        return [parse_value(item) for item in items]
+    if text[:1] + text[-1:] in ('[]', '()'):
+        items = [item for item in _split(text[1:-1]) if item.strip()]
+        return (list if text[0] == '[' else tuple)(map(parse_value, items))
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    constants = {'true': True, 'false': False}
+    return None if text == 'None' else constants.get(text.lower(), text)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are not inside of brackets."""
+    items, open_brackets = [''], ''
+    for character in text:
+        if character in '[(':
+            open_brackets += character
+        elif character in '])':
+            if open_brackets[-1:] + character not in ('[]', '()'):
+                raise ValueError(f'{character!r} closes no bracket')
+            open_brackets = open_brackets[:-1]
+        if character == ',' and not open_brackets:
+            items.append('')
+        else:
+            items[-1] += character
+    if open_brackets:
+        raise ValueError(f'{open_brackets[-1]!r} is not closed')
+    return items

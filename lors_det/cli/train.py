@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a detector: what tools/train.py does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.checks import (
+    check_clipping,
+    check_dataset,
+    check_evaluator,
+    check_work_dir,
+)
+from lors_det.cli.launch import (
+    build_runner,
+    configure,
+    leave,
+    num_restarts,
+)
+from lors_det.errors import UsageError
+from lors_det.files import check_file
+from lors_det.hooks.checkpoint import newest_checkpoint
+
+
+def train(args: argparse.Namespace, errors: OneLineErrors) -> None:
+    """Train as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/train.py.
+        errors: What turns errors into lines.
+
+    Raises:
+        UsageError: If a setting is wrong, a file is missing, or something
+            would be overwritten.
+    """
+    cfg = configure(args, errors)
+    _change_by_flags(cfg, args)
+    resume_from = _resume_from(args, cfg.work_dir)
+    if resume_from:
+        cfg.resume, cfg.load_from = True, resume_from
+    check_clipping(cfg)
+    check_dataset(cfg, 'train')
+    check_dataset(cfg, 'val')
+    check_evaluator(cfg, 'val')
+    if cfg.get('load_from'):
+        check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
+    runner = build_runner(cfg, errors)
+    try:
+        runner.train()
+    except KeyError as error:
+        if resume_from and error.args[0] in ('epoch', 'iter', 'meta'):
+            raise UsageError(
+                f'--resume: {cfg.load_from} holds weights, but not the state '
+                'of a run; --cfg-options load_from=CHECKPOINT starts from it'
+            ) from error
+        raise
+    del runner
+    leave()
+
+
+def _change_by_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Change the config by ``--amp`` and ``--auto-scale-lr``."""
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU, and torch finds none')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
+        # bfloat16 has float32's range: no loss scaling.
+        scale = 'dynamic' if args.amp == 'float16' else 1.0
+        cfg.optim_wrapper.setdefault('loss_scale', scale)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(
+                '--auto-scale-lr: the config has no '
+                'auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+
+
+def _resume_from(args: argparse.Namespace, work_dir: str) -> str | None:
+    """Return the checkpoint that training continues from, if it does."""
+    launched = Path(work_dir, '.launched')
+    if num_restarts() == 0 and os.environ['RANK'] == '0':
+        launched.parent.mkdir(parents=True, exist_ok=True)
+        launched.touch()
+    elif num_restarts() > 0 and launched.is_file():
+        # A worker died: continue from what this launch has written, or do
+        # once more as the command says.
+        found = newest_checkpoint(work_dir, launched.stat().st_mtime_ns)
+        if found:
+            return found
+    if args.resume and args.resume != 'auto':
+        return str(args.resume)
+    found = newest_checkpoint(work_dir) if args.resume else None
+    if not found and not args.overwrite:
+        check_work_dir(work_dir)
+    return found
