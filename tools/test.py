@@ -10,6 +10,7 @@ def main():
     """Parse the command line and test."""
     with OneLineErrors() as errors:
         args = test_parser().parse_args()
+        errors.show_traceback = args.traceback
         from lors_det.cli.test import test  # late: --help needs no torch
 
         test(args, errors)

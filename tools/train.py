@@ -10,6 +10,7 @@ def main():
     """Parse the command line and train."""
     with OneLineErrors() as errors:
         args = train_parser().parse_args()
+        errors.show_traceback = args.traceback
         from lors_det.cli.train import train  # late: --help needs no torch
 
         train(args, errors)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,59 +109,28 @@ class _Options(argparse.Action):
                 raise UsageError(f'--cfg-options {item}: expected KEY=VALUE')
             try:
                 options[key] = parse_value(value)
-            except ValueError as error:
+            except AssertionError as error:  # a bracket is not closed
                 raise UsageError(f'--cfg-options {item}: {error}') from None
         setattr(namespace, self.dest, options)
 
 
 def parse_value(text: str) -> Any:
-    """Read a value of ``--cfg-options``, by the same rules as mmengine.
+    """Read a value as mmengine does, but keep the spaces inside of text.
 
     Args:
         text: ``[a,b]`` and ``a,b`` are lists, ``(a,b)`` is a tuple, what
-            looks like a number, a boolean or None is one; other text, and
-            text in quotes, stays as it is, with its spaces.
+            looks like a number, a boolean or None is one, and the rest text.
 
     Returns:
         The value.
-
-    Raises:
-        ValueError: If a bracket is not closed.
     """
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
-        inside = text[1:-1]
-        return parse_value(inside) if inside[:1] in ('[', '(') else inside
-    is_list = ',' in text or text[:1] in ('[', '(')
-    items = _split(text) if is_list else [text]
-    if len(items) > 1:
-        return [parse_value(item) for item in items]
-    if text[:1] + text[-1:] in ('[]', '()'):
-        items = [item for item in _split(text[1:-1]) if item.strip()]
-        return (list if text[0] == '[' else tuple)(map(parse_value, items))
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            pass
-    constants = {'true': True, 'false': False}
-    return None if text == 'None' else constants.get(text.lower(), text)
+    from mmengine.config import DictAction  # late: --help needs no torch
 
+    def restore(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(restore, value))
+        return value.replace('\0', ' ') if isinstance(value, str) else value
 
-def _split(text: str) -> list[str]:
-    """Split at the commas that are not inside of brackets."""
-    items, open_brackets = [''], ''
-    for character in text:
-        if character in '[(':
-            open_brackets += character
-        elif character in '])':
-            if open_brackets[-1:] + character not in ('[]', '()'):
-                raise ValueError(f'{character!r} closes no bracket')
-            open_brackets = open_brackets[:-1]
-        if character == ',' and not open_brackets:
-            items.append('')
-        else:
-            items[-1] += character
-    if open_brackets:
-        raise ValueError(f'{open_brackets[-1]!r} is not closed')
-    return items
+    around = r'(?<=[,[(]) +| +(?=[],)])'
+    text = re.sub(around, '', text.strip()).replace(' ', '\0')
+    return restore(DictAction._parse_iterable(text))

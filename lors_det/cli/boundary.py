@@ -77,71 +77,57 @@ class OneLineErrors:
             error: The error, if there is one.
             trace: Its traceback.
         """
+        resume = self._how_to_resume()
         if isinstance(error, KeyboardInterrupt):
-            print(f'\n{self._interrupted()}', file=sys.stderr)
+            print(f'\ninterrupted; {resume}', file=sys.stderr)
             raise SystemExit(130) from None
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            then = ', then --resume continues' if self._checkpoints() else ''
-            folder = self.cfg.get('work_dir') or error.filename
-            error = UsageError(f'{folder}: {error.strerror}: make room{then}')
-        line = self.describe(error) if isinstance(error, Exception) else None
-        if error is None or line is None:
+        if not isinstance(error, Exception):
             return
         text = ''.join(traceback.format_exception(error))
+        if isinstance(error, UsageError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.errno in NO_SPACE:
+            folder = self.cfg.get('work_dir') or error.filename
+            line = f'{folder}: {error.strerror}: make room; {resume}'
+        elif self.first_batch_done:
+            return
+        else:
+            line = self._describe(error) + self._log(text)
         if self.show_traceback:
             sys.stderr.write(text)
-        elif not isinstance(error, UsageError):
-            line += self._log(text)
         if 'TORCHELASTIC_ERROR_FILE' in os.environ:
             from torch.distributed.elastic.multiprocessing import errors
 
             errors.get_error_handler().record_exception(UsageError(line))
         raise SystemExit(f'error: {line}') from None
 
-    def describe(self, error: Exception) -> str | None:
-        """Say in one line what was wrong.
-
-        Args:
-            error: What was raised.
-
-        Returns:
-            The line; None for an error that is not the user's.
-        """
-        if isinstance(error, UsageError):
-            return str(error)
-        if self.first_batch_done:
-            return None
-        return (
-            _describe(error, self._settings()) if self.cfg else one_line(error)
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the settings that a run reads, those of its loop first."""
-        from mmengine.runner import Runner
+    def _describe(self, error: Exception) -> str:
+        """Name the setting that is wrong, if there is a config yet."""
+        if not self.cfg:
+            return one_line(error)
+        from mmengine.runner import Runner  # late: --help needs no torch
 
         taken = inspect.signature(Runner.__init__).parameters
         keys = [key for key in self.cfg if key in taken]
         keys.sort(key=lambda key: not key.startswith(self.loop))
-        return {key: self.cfg[key] for key in keys}
+        try:
+            return _describe(error, {key: self.cfg[key] for key in keys})
+        except Exception:  # must not hide the error that is described
+            return f'CONFIG: {one_line(error)}'
 
-    def _checkpoints(self) -> bool:
+    def _how_to_resume(self) -> str:
         folder = self.cfg.get('work_dir')
-        return bool(folder) and any(Path(folder).glob('*.pth'))
-
-    def _interrupted(self) -> str:
-        if self.loop != 'train' or not self._checkpoints():
-            return 'interrupted; no checkpoint was written'
+        if not folder or not any(Path(folder).glob('*.pth')):
+            return 'no checkpoint was written'
         return (
-            'interrupted; the same command with --resume continues from the '
-            f'last checkpoint in {self.cfg["work_dir"]}'
+            'the same command with --resume continues from the last '
+            f'checkpoint in {folder}'
         )
 
     def _log(self, text: str) -> str:
         """Append a traceback to the log; return where it can be read."""
-        path = Path(self.cfg.get('work_dir') or '', 'error.log')
+        path = Path(self.cfg.get('work_dir') or '/no/work_dir', 'error.log')
         try:
-            if not self.cfg:
-                raise FileNotFoundError
             with path.open('a', encoding='utf-8') as file:
                 file.write(text)
         except OSError:

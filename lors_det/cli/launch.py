@@ -67,7 +67,6 @@ def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
     Raises:
         UsageError: If the config or an option cannot be used.
     """
-    errors.show_traceback = args.traceback
     install(args.trust)
     cfg = load_config(args.config)
     if args.cfg_options:

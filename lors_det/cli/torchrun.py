@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
@@ -18,10 +20,10 @@ def run() -> None:
         main()
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        reason = failure.message.splitlines()[-1]
-        raise SystemExit(
-            f'error: process {rank}: {reason.removeprefix("UsageError: ")}'
-        ) from None
+        found: Any = failure.message  # a dict if the process wrote one
+        text = found['message'] if isinstance(found, dict) else found
+        reason = text.splitlines()[-1].removeprefix('UsageError: ')
+        raise SystemExit(f'error: process {rank}: {reason}') from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
 

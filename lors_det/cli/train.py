@@ -28,17 +28,20 @@ from lors_det.files import check_file
 from lors_det.hooks.checkpoint import newest_checkpoint
 
 
-def train(args: argparse.Namespace, errors: OneLineErrors) -> None:
+def train(
+    args: argparse.Namespace, errors: OneLineErrors | None = None
+) -> None:
     """Train as the command line says.
 
     Args:
         args: Parsed arguments of tools/train.py.
-        errors: What turns errors into lines.
+        errors: What turns errors into lines, if anything does.
 
     Raises:
         UsageError: If a setting is wrong, a file is missing, or something
             would be overwritten.
     """
+    errors = errors or OneLineErrors()
     cfg = configure(args, errors)
     _change_by_flags(cfg, args)
     resume_from = _resume_from(args, cfg.work_dir)

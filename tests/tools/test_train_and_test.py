@@ -107,7 +107,11 @@ def wait_for(path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Train, lose a process and test by the shell launchers, on gloo."""
-    options = ('train_cfg.max_iters=20', 'train_cfg.val_interval=20')
+    options = (
+        'train_cfg.max_iters=20',
+        'train_cfg.val_interval=20',
+        'find_unused_parameters=True',
+    )
     with subprocess.Popen(
         [
             'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
@@ -189,10 +193,26 @@ def test_a_checkpoint_of_another_depth_or_rank(
 
 
 @pytest.mark.slow
-def test_an_error_is_one_line_and_a_status() -> None:
-    output = run(sys.executable, 'tools/train.py', 'none.py', expect=1)
+def test_the_error_is_the_last_line_of_a_launcher(tmp_path: Path) -> None:
+    _, config, *options = small_run('train', options=('model.num_queries=0',))
+    output = run(
+        'tools/dist_train.sh', config, '1', '--work-dir', tmp_path, *options,
+        expect=1, PORT='29513', MAX_RESTARTS='0',
+    )  # fmt: skip
+    line = 'CONFIG: model.num_queries=0: expected an integer of at least 1'
+    assert output.splitlines()[-1].startswith(f'error: process 0: {line}')
     assert 'Traceback' not in output
-    assert output.splitlines()[-1] == 'error: CONFIG: none.py does not exist'
+
+
+def test_help_and_wrong_options_need_no_torch() -> None:
+    check = (
+        'import runpy, sys\n'
+        'try: runpy.run_path("tools/train.py", run_name="__main__")\n'
+        'except SystemExit: print(*sys.modules)\n'
+    )
+    output = run(sys.executable, '-c', check, '--help')
+    assert '--cfg-options' in output
+    assert not {'torch', 'mmengine'} & set(output.split())
 
 
 @pytest.mark.slow
@@ -200,6 +220,7 @@ def test_an_earlier_run_is_not_overwritten(trained: tuple[Path, str]) -> None:
     work_dir = trained[0]
     before = (work_dir / 'iter_4.pth').stat().st_mtime_ns
     output = run_train('--work-dir', work_dir, expect=1)
+    assert 'Traceback' not in output
     assert output.splitlines()[-1].startswith(
         f'error: {work_dir} holds 2 checkpoints of an earlier run (iter_4.pth)'
     )
