@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lors_det.adamixer.decoder import STACKS, AdaMixerDecoder
+from lors_det.adamixer.decoder import AdaMixerDecoder
+from lors_det.adamixer.settings import STACKS
 from lors_det.lors import FitReport, StackConfig, factorise
 
 MODULES = {

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers.factories import decoder, positions, pyramid, randomise
 
-from lors_det.adamixer.decoder import STACKS, AdaMixerDecoder
+from lors_det.adamixer.decoder import AdaMixerDecoder
 from lors_det.adamixer.factorise import factorise_decoder
+from lors_det.adamixer.settings import STACKS
 
 # of the decoder in factories.py: every rank is that of the matrix
 FULL = {
