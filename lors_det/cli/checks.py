@@ -20,22 +20,15 @@ COCO_HELP = (
     'https://cocodataset.org, or name another folder in the config '
     '(README, "Train on COCO")'
 )
-#: Keys that mmengine reads from the config without giving it a default.
-OPTIONAL = (
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'sync_bn',
-)
-LOADER = ('num_batch_per_epoch', 'disable_subprocess_warning')
-#: What is read from dicts that no class takes as its arguments.
+#: What is read from dicts that no class takes as its arguments, besides what
+#: the runner and the loader take; '' is the config itself.
 READ = {
+    '': 'activation_checkpointing compile custom_imports '
+    'efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg sync_bn',
     'auto_scale_lr': 'enable base_batch_size',
     'clip_grad': 'type max_norm norm_type error_if_nonfinite clip_value',
     'data_prefix': 'img seg',
+    'dataloader': 'num_batch_per_epoch disable_subprocess_warning',
     'env_cfg': 'cudnn_benchmark mp_cfg dist_cfg resource_limit',
     'filter_cfg': 'filter_empty_gt min_size',
     'metainfo': 'classes palette',
@@ -78,11 +71,10 @@ def check_options(cfg: Mapping[str, Any], options: Mapping[str, Any]) -> None:
 
 def _keys_read(parent: str) -> list[str]:
     """Return what is read from a dict of this name; nothing if unknown."""
-    if not parent:
-        return [*inspect.signature(Runner.__init__).parameters, *OPTIONAL]
-    if parent.endswith('_dataloader'):
-        return [*inspect.signature(DataLoader).parameters, *LOADER]
-    return READ.get(parent, '').split()
+    kind = 'dataloader' if parent.endswith('_dataloader') else parent
+    taker = {'': Runner.__init__, 'dataloader': DataLoader}.get(kind)
+    taken = inspect.signature(taker).parameters if taker else ()
+    return [*taken, *READ.get(kind, '').split()]
 
 
 def check_clipping(cfg: Mapping[str, Any]) -> None:

@@ -25,7 +25,11 @@ from lors_det.cli.launch import (
 )
 from lors_det.errors import UsageError
 from lors_det.files import check_file
-from lors_det.hooks.checkpoint import newest_checkpoint
+from lors_det.hooks.checkpoint import (
+    checkpoint_folder,
+    latest_checkpoint,
+    set_aside_checkpoints,
+)
 
 
 def train(
@@ -44,7 +48,7 @@ def train(
     errors = errors or OneLineErrors()
     cfg = configure(args, errors)
     _change_by_flags(cfg, args)
-    resume_from = _resume_from(args, cfg.work_dir)
+    resume_from = _resume_from(args, cfg)
     if resume_from:
         cfg.resume, cfg.load_from = True, resume_from
     check_clipping(cfg)
@@ -54,15 +58,7 @@ def train(
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
     runner = build_runner(cfg, errors)
-    try:
-        runner.train()
-    except KeyError as error:
-        if resume_from and error.args[0] in ('epoch', 'iter', 'meta'):
-            raise UsageError(
-                f'--resume: {cfg.load_from} holds weights, but not the state '
-                'of a run; --cfg-options load_from=CHECKPOINT starts from it'
-            ) from error
-        raise
+    runner.train()
     del runner
     leave()
 
@@ -85,21 +81,25 @@ def _change_by_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
 
 
-def _resume_from(args: argparse.Namespace, work_dir: str) -> str | None:
-    """Return the checkpoint that training continues from, if it does."""
-    launched = Path(work_dir, '.launched')
+def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
+    """Return the checkpoint to resume from, if any."""
+    folder = checkpoint_folder(cfg)
+    launched = Path(cfg.work_dir, '.launched')
     if num_restarts() == 0 and os.environ['RANK'] == '0':
         launched.parent.mkdir(parents=True, exist_ok=True)
         launched.touch()
     elif num_restarts() > 0 and launched.is_file():
-        # A worker died: continue from what this launch has written, or do
-        # once more as the command says.
-        found = newest_checkpoint(work_dir, launched.stat().st_mtime_ns)
+        # A worker died: resume from what this launch has written, or do once
+        # more as the command says.
+        since = launched.stat().st_mtime_ns
+        found = latest_checkpoint(folder, args.trust, since)
         if found:
             return found
     if args.resume and args.resume != 'auto':
         return str(args.resume)
-    found = newest_checkpoint(work_dir) if args.resume else None
+    found = latest_checkpoint(folder, args.trust) if args.resume else None
     if not found and not args.overwrite:
-        check_work_dir(work_dir)
+        check_work_dir(folder)
+    elif not found and os.environ.get('RANK', '0') == '0':
+        set_aside_checkpoints(folder, needed=cfg.get('load_from'))
     return found

@@ -90,7 +90,8 @@ OPTIONS = {
     '0: interval must be greater than 0',
     'default_hooks.checkpoint.interval=a': 'CONFIG: default_hooks.checkpoint.'
     "interval='a': '>' not supported",
-    'custom_hooks.2.action=foo': "CONFIG: custom_hooks.2.action='foo': ",
+    'default_hooks.non_finite.action=foo': 'CONFIG: default_hooks.non_finite.'
+    "action='foo': expected one of",
     'val_evaluator.metric=foo': "CONFIG: val_evaluator.metric='foo': metric ",
     'visualizer.foo=1': 'CONFIG: visualizer.foo=1: unknown key',
     'randomness.seed=a': "CONFIG: randomness={'seed': 'a'}: ",
@@ -172,9 +173,8 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
         ('test.py {config} {empty}', 'CHECKPOINT: {empty} is empty'),
         ('train.py {config} --resume no.pth', '--resume: no.pth does not'),
         ('train.py {config} --resume {text}', '{text} is no checkpoint, or '),
-        ('train.py {config} --resume {weights}', '--resume: {weights} holds '
-         'weights, but not the state of a run; --cfg-options load_from='),
-        ('train.py {config} --resume {odd}', "CONFIG: load_from='{odd}': "),
+        ('train.py {config} --resume {other}', '{other}: none of its 0 '
+         'weights fits the model'),
         ('train.py {config} --launcher pytorch', '--launcher pytorch: RANK is '
          'not set; expected to be started by that launcher'),
         ('train.py {config} --work-dir {empty}', "CONFIG: work_dir='{empty}': "
@@ -188,15 +188,11 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
     names = {'config': CONFIG}
     names |= {
         name: str(tmp_path / f'{name}.pth')
-        for name in ('empty', 'text', 'weights', 'odd')
+        for name in ('empty', 'text', 'other')
     }
     Path(names['empty']).touch()
     Path(names['text']).write_text('text')
-    torch.save({'state_dict': {}}, names['weights'])
-    torch.save(
-        {'state_dict': {}, 'meta': {'epoch': 0, 'iter': 'x', 'seed': 'y'}},
-        names['odd'],
-    )
+    torch.save({'state_dict': {}}, names['other'])
     words = [word.format(**names) for word in command.split()]
     if '--work-dir' not in words:
         words += ['--work-dir', str(tmp_path / 'run')]
@@ -209,21 +205,21 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
     assert line.startswith(f'error: {message.format(**names)}')
 
 
-def test_an_evaluator_file_with_an_id_used_twice(tmp_path: Path) -> None:
+def test_a_damaged_evaluator_file(tmp_path: Path) -> None:
     path = tmp_path / 'twice.json'
-    content = json.loads(
-        (ROOT / ANNOTATIONS / 'instances_train.json').read_text()
-    )
+    text = (ROOT / ANNOTATIONS / 'instances_train.json').read_text()
+    content = json.loads(text)
     content['annotations'] += content['annotations'][:1]
     path.write_text(json.dumps(content))
-    option = f'val_evaluator.ann_file={path}'
     line = error_of(
-        *small_run('train', '--work-dir', tmp_path, options=(option,))
-    )
-    assert line.startswith(
-        f'error: CONFIG: val_evaluator.ann_file={str(path)!r}'
+        *small_run('train', options=(f'val_evaluator.ann_file={path}',))
     )
     assert 'annotation id used twice' in line
+    path.write_text(text[:-9])
+    line = error_of(
+        *small_run('train', options=(f'val_evaluator.ann_file={path}',))
+    )
+    assert 'is no JSON, or cut off' in line
 
 
 def test_a_mistake_is_shown_before_the_log(

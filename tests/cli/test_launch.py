@@ -46,20 +46,26 @@ def test_leaving_ends_the_threads_of_the_group(tmp_path: Path) -> None:
 
 
 def resume_from(work_dir: Path, **arguments: str | bool) -> str | None:
-    found = {'resume': None, 'overwrite': False} | arguments
-    return train._resume_from(argparse.Namespace(**found), str(work_dir))
+    found = {'resume': None, 'overwrite': False, 'trust': False} | arguments
+    cfg = Config({'work_dir': str(work_dir)})
+    return train._resume_from(argparse.Namespace(**found), cfg)
 
 
-def test_where_a_run_goes_on(tmp_path: Path) -> None:
+def write_checkpoint(path: Path, iteration: int) -> None:
+    torch.save({'meta': {'epoch': 0, 'iter': iteration}}, path)
+
+
+def test_what_a_run_resumes_from(tmp_path: Path) -> None:
     assert resume_from(tmp_path) is None
     assert resume_from(tmp_path, resume='auto') is None
     path = tmp_path / 'iter_1.pth'
-    torch.save({}, path)
+    write_checkpoint(path, 1)
     assert resume_from(tmp_path, resume='auto') == str(path)
     assert resume_from(tmp_path, resume='a.pth') == 'a.pth'
-    assert resume_from(tmp_path, overwrite=True) is None
     with pytest.raises(UsageError, match='1 checkpoints of an earlier run'):
         resume_from(tmp_path)
+    assert resume_from(tmp_path, overwrite=True) is None
+    assert resume_from(tmp_path, resume='auto') is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
         ({'resume': 'other.pth'}, 'other.pth'),
     ],
 )
-def test_where_a_restarted_worker_goes_on(
+def test_what_a_restarted_worker_resumes_from(
     arguments: dict[str, str | bool],
     first: str | None,
     tmp_path: Path,
@@ -83,7 +89,7 @@ def test_where_a_restarted_worker_goes_on(
         return found and Path(found).name
 
     earlier, later = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
-    torch.save({}, earlier)
+    write_checkpoint(earlier, 1)
     os.utime(earlier, (1, 1))
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
@@ -92,7 +98,7 @@ def test_where_a_restarted_worker_goes_on(
     assert name() == first
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     assert name() == first  # it died before it wrote a checkpoint
-    torch.save({}, later)
+    write_checkpoint(later, 2)
     assert name() == 'iter_2.pth'
 
 
