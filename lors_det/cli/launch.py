@@ -89,7 +89,6 @@ def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
         # mmengine would compile the training step, and matching with it.
         cfg.model.compile = cfg.pop('compile')
     errors.cfg = cfg
-    Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
     return cfg
 
 

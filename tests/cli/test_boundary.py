@@ -92,6 +92,8 @@ OPTIONS = {
     "interval='a': '>' not supported",
     'default_hooks.non_finite.action=foo': 'CONFIG: default_hooks.non_finite.'
     "action='foo': expected one of",
+    'default_hooks.timer.type=mmpretrain.Hook': 'CONFIG: default_hooks.timer.'
+    "type='mmpretrain.Hook': the package 'mmpretrain' is not installed",
     'val_evaluator.metric=foo': "CONFIG: val_evaluator.metric='foo': metric ",
     'visualizer.foo=1': 'CONFIG: visualizer.foo=1: unknown key',
     'randomness.seed=a': "CONFIG: randomness={'seed': 'a'}: ",
