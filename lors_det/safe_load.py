@@ -63,9 +63,12 @@ def load_checkpoint(
         raise UsageError(f'{name} is damaged or cut off: {damage}')
     try:
         if name.endswith('.safetensors'):
-            found: Any = _load_safetensors(name, map_location)
-        else:
-            found = _torch_load(name, map_location, trust)
+            device = str(map_location or 'cpu')
+            with safetensors.safe_open(name, 'pt', device) as file:
+                meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+                state = {key: file.get_tensor(key) for key in file.keys()}
+            return {'meta': meta, 'state_dict': state}
+        found = _torch_load(name, map_location, trust)
     except Exception as error:  # there are as many as ways to be damaged
         raise _refusal(name, error) from None
     if not isinstance(found, dict):
@@ -194,15 +197,6 @@ def _without_config(found: Any) -> Any:
     if isinstance(found, dict) and isinstance(found.get('meta'), dict):
         found['meta'].pop('config', None)
     return found
-
-
-def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
-    with safetensors.safe_open(path, 'pt') as file:
-        meta = json.loads((file.metadata() or {}).get('meta', '{}'))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    if map_location is not None:
-        tensors = {k: v.to(map_location) for k, v in tensors.items()}
-    return {'meta': meta, 'state_dict': tensors}
 
 
 def _history_method(owner: Any, name: str) -> Any:

@@ -57,6 +57,10 @@ def train(
     check_evaluator(cfg, 'val')
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
+    if not resume_from and os.environ.get('RANK', '0') == '0':
+        set_aside_checkpoints(
+            checkpoint_folder(cfg), needed=cfg.get('load_from')
+        )
     runner = build_runner(cfg, errors)
     runner.train()
     del runner
@@ -100,6 +104,4 @@ def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
     found = latest_checkpoint(folder, args.trust) if args.resume else None
     if not found and not args.overwrite:
         check_work_dir(folder)
-    elif not found and os.environ.get('RANK', '0') == '0':
-        set_aside_checkpoints(folder, needed=cfg.get('load_from'))
     return found

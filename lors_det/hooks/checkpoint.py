@@ -151,24 +151,25 @@ def load_strictly(
         UsageError: If no weight fits, if a weight is missing or has another
             shape and must not, or if the state of the run is missing.
     """
-    state = checkpoint.get('state_dict', checkpoint)
+    found = checkpoint.get('state_dict', checkpoint)
     state = {
         re.sub(r'^module\.', '', key): value
-        for key, value in state.items()
+        for key, value in (found.items() if isinstance(found, dict) else ())
         if isinstance(value, Tensor)
     }
     expected = model.state_dict()
     try:
-        missing, unused = model.load_state_dict(state, strict=False)
+        try:
+            missing, unused = model.load_state_dict(state, strict=False)
+        except RuntimeError:  # tensors of another shape: load the others
+            state = {
+                key: value
+                for key, value in state.items()
+                if key not in expected or value.shape == expected[key].shape
+            }
+            missing, unused = model.load_state_dict(state, strict=False)
     except ValueError as error:  # of a stack of another depth or rank
         raise UsageError(f'{name}: {error}') from None
-    except RuntimeError:  # tensors of another shape
-        state = {
-            key: value
-            for key, value in state.items()
-            if key not in expected or value.shape == expected[key].shape
-        }
-        missing, unused = model.load_state_dict(state, strict=False)
     if not expected.keys() & state.keys():
         raise UsageError(
             f'{name}: none of its {len(state)} weights fits the model, which '

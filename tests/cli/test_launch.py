@@ -65,7 +65,6 @@ def test_what_a_run_resumes_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='1 checkpoints of an earlier run'):
         resume_from(tmp_path)
     assert resume_from(tmp_path, overwrite=True) is None
-    assert resume_from(tmp_path, resume='auto') is None
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ RUN = {'epoch': 0, 'iter': 3}
         ({**FITS, 'more': torch.ones(1)}, RUN, '', 'not used: 1 (more)'),
         (NAN, RUN, '', 'weights that are not finite: 1 (bias)'),
         ({}, RUN, 'resume test load_from', 'none of its 0 weights fits'),
+        ([], RUN, 'resume test load_from', 'none of its 0 weights fits'),
         (
             {'other.weight': torch.ones(1)}, RUN, 'resume test load_from',
             'fits the model, which has 2 (weight, bias)',
