@@ -4,14 +4,13 @@
 Pure torch: nothing here knows about detection.
 """
 
-from lors_det.lors.accounting import count_parameters
+from lors_det.lors.accounting import ParameterCount, count_parameters
 from lors_det.lors.config import MODES, StackConfig
 from lors_det.lors.factorise import factorise, factorise_stack
 from lors_det.lors.fit import FitReport, factorise_matrices
 from lors_det.lors.fit_adaptive import factorise_generators
 from lors_det.lors.fold import fold
 from lors_det.lors.lorsify import lorsify
-from lors_det.lors.report import report
 from lors_det.lors.stacks import (
     AdaptiveStack,
     StackedLayerNorm,
@@ -22,6 +21,7 @@ __all__ = [
     'MODES',
     'AdaptiveStack',
     'FitReport',
+    'ParameterCount',
     'StackConfig',
     'StackedLayerNorm',
     'StackedLinear',
@@ -32,5 +32,4 @@ __all__ = [
     'factorise_stack',
     'fold',
     'lorsify',
-    'report',
 ]
