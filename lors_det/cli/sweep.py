@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,7 +41,11 @@ from lors_det.hooks.checkpoint import newest_checkpoint
 from lors_det.lors import StackConfig, count_parameters
 
 SEED = 'randomness.seed'
-KINDS = {str: 'texts', int: 'integers', object: 'values'}
+KINDS = {
+    'configs': (str, 'files'),
+    'seeds': (int, 'integers'),
+    'command': (str, 'words'),
+}
 NO_METRICS = ('step', 'epoch', 'time', 'data_time')
 # Columns before `seed` say what was trained; those behind `best` are metrics.
 NEEDED = ('run', 'seed', 'settings', 'parameters', 'seconds_per_step', 'best')
@@ -92,6 +96,7 @@ class Run:
         settings: Config, options and values of the grid.
         seed: Random seed.
         content: Of the config file that it is trained with.
+        schedule: Length of the training: ``12 epochs``.
         parameters: Number of parameters of its model.
     """
 
@@ -99,6 +104,7 @@ class Run:
     settings: dict[str, Any]
     seed: int
     content: str
+    schedule: str
     parameters: int
 
     @property
@@ -131,6 +137,8 @@ def run_sweep(args: argparse.Namespace) -> None:
             command = shlex.join(_command(run, sweep, folder))
             print(f'{run.name}:', command if run in waiting else 'finished')
         return
+    if args.parallel < 1:
+        raise UsageError(f'--parallel {args.parallel}: expected 1 or more')
     failed: list[str] = []
     repeated: list[Run] = []
     with lock_folder(folder) as lock:
@@ -140,23 +148,26 @@ def run_sweep(args: argparse.Namespace) -> None:
         with closing(processes):
             for run, status in processes:
                 log = {} if status else _read_log(folder / run.name)
-                last = newest_checkpoint(str(folder / run.name))
                 if log:
                     _add_row(results, run, log, runs)
                     print(f'{run.name}: finished, best {log["best"]}')
-                elif status or not last or run in repeated:
-                    message = _failure(run, status, folder)
-                    if not args.keep_going:
-                        raise UsageError(message)
-                    print(message, flush=True)
-                    failed.append(run.name)
-                else:
+                elif (
+                    status == 0
+                    and run not in repeated
+                    and (last := newest_checkpoint(str(folder / run.name)))
+                ):
                     # It was killed between its last checkpoint and the
                     # evaluation, and mmengine evaluates only after training:
                     # train the last part once more.
                     Path(last).unlink()
                     repeated.append(run)
                     waiting.insert(0, run)
+                else:
+                    message = _failure(run, status, folder)
+                    if not args.keep_going:
+                        raise UsageError(message)
+                    print(message, flush=True)
+                    failed.append(run.name)
     if results.is_file():
         print('table and plot:', *write_summary(results))
     if failed:
@@ -187,25 +198,22 @@ def read_sweep(path: str) -> Sweep:
         if key not in known:
             raise UsageError(f'SWEEP: no key {key!r}; {_nearest(key, known)}')
     sweep = Sweep(**{'configs': None, 'seeds': None, **found})
-    grid, options = sweep.grid, sweep.options
     for key in ('grid', 'options'):
         if not isinstance(getattr(sweep, key), dict):
             raise UsageError(f'SWEEP: {key}: expected settings by their key')
-    for key, value, kind in (
-        ('configs', sweep.configs, str),
-        ('seeds', sweep.seeds, int),
-        ('command', sweep.command, str),
-        *((f'grid.{key}', values, object) for key, values in grid.items()),
-    ):
+    lists = [(f'grid.{key}', values) for key, values in sweep.grid.items()]
+    lists += [(key, getattr(sweep, key)) for key in KINDS]
+    for key, value in lists:
+        kind, what = KINDS.get(key, (object, 'values'))
         is_list = isinstance(value, list) and len(value) > 0
         if not is_list or not all(isinstance(entry, kind) for entry in value):
             raise UsageError(
-                f'SWEEP: {key}={value!r}: expected a list of {KINDS[kind]}'
+                f'SWEEP: {key}={value!r}: expected a list of {what}'
             )
-    for key in grid:
-        if key in options:
+    for key in sweep.grid:
+        if key in sweep.options:
             raise UsageError(f'SWEEP: {key}: is in grid and in options')
-    if SEED in (*grid, *options):
+    if SEED in (*sweep.grid, *sweep.options):
         raise UsageError(f'SWEEP: {SEED}: name the seeds under seeds')
     return sweep
 
@@ -222,6 +230,11 @@ def _list_runs(sweep: Sweep) -> list[Run]:
                 text = re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
                 parts.append(f'{key.split(".")[-1]}-{text}')
             settings = {'config': config, **sweep.options, **values}
+            schedule = '; '.join(
+                f'{count} {key.removeprefix("max_")}'
+                for key, count in (tree.get('train_cfg') or {}).items()
+                if key in ('max_epochs', 'max_iters')
+            )
             for seed in sweep.seeds:
                 name = '_'.join([*parts, f'seed-{seed}'])
                 if name in runs:
@@ -229,14 +242,13 @@ def _list_runs(sweep: Sweep) -> list[Run]:
                         f'SWEEP: two runs are called {name}: is a config, '
                         'value or seed there twice, or like another?'
                     )
-                tree['randomness'] = {
-                    **tree.get('randomness', {}),
-                    'seed': seed,
-                }
+                tree.setdefault('randomness', {})['seed'] = seed
                 lines = [f'# tools/sweep.py, {shlex.join(sweep.command)}']
                 lines += [f'{key} = {value!r}' for key, value in tree.items()]
                 content = '\n'.join(lines) + '\n'
-                runs[name] = Run(name, settings, seed, content, parameters)
+                runs[name] = Run(
+                    name, settings, seed, content, schedule, parameters
+                )
     return list(runs.values())
 
 
@@ -245,13 +257,14 @@ def _build(
 ) -> tuple[dict[str, Any], int]:
     """Return a changed config, and the number of its model's parameters."""
     cfg = load_config(config)
-    known = set(_keys(cfg.to_dict()))
-    decoder = (cfg.get('model') or {}).get('decoder') or {}
+    tree = cfg.to_dict()
+    decoder = (tree.get('model') or {}).get('decoder') or {}
     if decoder.get('type') == 'AdaMixerDecoder':
-        known |= {
-            f'model.decoder.stacks.{step}.{entry.name}'
-            for step, entry in itertools.product(STACKS, fields(StackConfig))
-        }
+        known_fields = dict.fromkeys(
+            entry.name for entry in fields(StackConfig)
+        )
+        decoder['stacks'] = dict.fromkeys(STACKS, known_fields)
+    known = list(_keys(tree))
     for key in (*options, *values):
         if key not in known:
             raise UsageError(
@@ -264,7 +277,7 @@ def _build(
     except Exception as error:  # any that a class raises
         text = f'{type(error).__name__}: {" ".join(str(error).split())}'
         raise UsageError(f'SWEEP: {what}: {text}') from error
-    if not cfg.get('val_cfg'):
+    if cfg.get('val_cfg') is None:
         raise UsageError(f'SWEEP: {what}: val_cfg=None: nothing to compare')
     for loop in ('train', 'val'):
         check_dataset(cfg, loop)
@@ -313,7 +326,7 @@ def _command(run: Run, sweep: Sweep, folder: Path) -> list[str]:
 
 def _train(
     waiting: list[Run], sweep: Sweep, folder: Path, lock: int, parallel: int
-) -> Iterator[tuple[Run, int]]:
+) -> Generator[tuple[Run, int]]:
     """Train runs, some at a time; yield each with its exit status."""
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     threads = {'OMP_NUM_THREADS': '1'} if parallel > 1 else {}
@@ -375,7 +388,7 @@ def lock_folder(folder: Path) -> Iterator[int]:
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    steps: list[dict[str, Any]] = []
+    times: list[float] = []
     evaluations: list[dict[str, Any]] = []
     is_evaluated = False
     for start in sorted(work_dir.glob('*/vis_data')):
@@ -388,7 +401,7 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
                 continue  # cut off when the run was killed
             is_evaluated = 'iter' not in record
             if not is_evaluated:
-                steps.append(record)
+                times.append(record['time'])
                 continue
             for key in NO_METRICS:
                 record.pop(key, None)
@@ -397,8 +410,7 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
         return {}
     first = next(iter(evaluations[-1]))
     return {
-        'iterations': max((step['iter'] for step in steps), default=''),
-        'seconds_per_step': pd.Series([s['time'] for s in steps]).median(),
+        'seconds_per_step': pd.Series(times, dtype=float).median(),
         'best': max(metrics[first] for metrics in evaluations),
         **evaluations[-1],
     }
@@ -428,6 +440,7 @@ def _add_row(
         'seed': run.seed,
         'settings': run.digest,
         'commit': get_git_hash(digits=12),
+        'schedule': run.schedule,
         'parameters': run.parameters,
         **log,
     }

@@ -115,7 +115,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     ('changes', 'message'),
     [
         ({'config': []}, "no key 'config'; the nearest is configs"),
-        ({'configs': []}, 'configs=[]: expected a list of texts'),
+        ({'configs': []}, 'configs=[]: expected a list of files'),
         ({'configs': [CONFIG] * 2}, f'two runs are called {STEM}_seed-0: '),
         ({'configs': ['no.py']}, 'CONFIG: no.py does not exist'),
         ({'seeds': None}, 'seeds=None: expected a list of integers'),
@@ -133,7 +133,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
             {'options': {'randomness.seed': 1}},
             'randomness.seed: name the seeds under seeds',
         ),
-        ({'command': 'srun'}, "command='srun': expected a list of texts"),
+        ({'command': 'srun'}, "command='srun': expected a list of words"),
         (
             {'grid': {'model.num_querys': [1]}},
             f'{CONFIG} sets no model.num_querys; the nearest is '
@@ -219,7 +219,9 @@ def test_finished_runs_are_not_repeated(folder: Folder) -> None:
     assert (second['mAP'], second['mAP_s'], second['best']) == (
         '0.3', '-1', '0.8',
     )  # fmt: skip
-    assert (second['iterations'], second['seconds_per_step']) == ('2', '0.6')
+    assert (second['schedule'], second['seconds_per_step']) == (
+        '1000 iters', '0.6',
+    )  # fmt: skip
     assert int(rows[2]['parameters']) > int(second['parameters'])
     assert folder.sweep(grid=grid) == 0
     # Seeds, values and configs can be added.
@@ -304,7 +306,7 @@ def test_table_and_plot_from_the_rows(folder: Folder) -> None:
             {
                 'run': f'{rank}-{seed}', 'config': 'a/c.py', 'rank': rank,
                 'seed': seed, 'settings': 'x', 'commit': '1e5',
-                'parameters': 1000 * rank, 'iterations': 5,
+                'schedule': '1 epochs', 'parameters': 1000 * rank,
                 'seconds_per_step': 0.25, 'best': 0.5, 'mAP': value,
                 'mAP_s': -1 if rank < 3 else None,
             }
