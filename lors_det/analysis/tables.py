@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
 
@@ -57,12 +58,8 @@ def format_reports(
              'GMACs']
         ]  # fmt: skip
         for key, part in report.parts.items():
-            counts = (
-                part.shared, part.private, part.dense, part.other, part.total
-            )  # fmt: skip
-            parts.append(
-                [key, *(f'{n:,}' for n in counts), f'{part.gmacs:.2f}']
-            )
+            *counts, gmacs = astuple(part)
+            parts.append([key, *(f'{n:,}' for n in counts), f'{gmacs:.2f}'])
         blocks += [name, table(parts)]
         decoder = report.parts['decoder'].total
         model = report.parts['model']

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import fcntl
-import hashlib
 import io
 import itertools
 import json
@@ -20,6 +19,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +92,14 @@ class Run:
     """One training of a sweep.
 
     Args:
-        name: Name of its row and its folder.
-        settings: Config, options and values of the grid.
-        seed: Random seed.
+        name: Name of its folder and its row.
         content: Of the config file that it is trained with.
-        schedule: Length of the training: ``12 epochs``.
-        parameters: Number of parameters of its model.
+        row: What its row begins with.
     """
 
     name: str
-    settings: dict[str, Any]
-    seed: int
     content: str
-    schedule: str
-    parameters: int
-
-    @property
-    def digest(self) -> str:
-        """Short hash of the whole config."""
-        return hashlib.sha256(self.content.encode()).hexdigest()[:12]
+    row: dict[str, Any]
 
 
 def run_sweep(args: argparse.Namespace) -> None:
@@ -229,12 +218,9 @@ def _list_runs(sweep: Sweep) -> list[Run]:
             for key, value in values.items():
                 text = re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
                 parts.append(f'{key.split(".")[-1]}-{text}')
-            settings = {'config': config, **sweep.options, **values}
-            schedule = '; '.join(
-                f'{count} {key.removeprefix("max_")}'
-                for key, count in (tree.get('train_cfg') or {}).items()
-                if key in ('max_epochs', 'max_iters')
-            )
+            loop = tree['train_cfg'] or {}
+            length = loop.get('max_epochs') or loop.get('max_iters')
+            unit = 'epochs' if 'max_epochs' in loop else 'iterations'
             for seed in sweep.seeds:
                 name = '_'.join([*parts, f'seed-{seed}'])
                 if name in runs:
@@ -246,9 +232,18 @@ def _list_runs(sweep: Sweep) -> list[Run]:
                 lines = [f'# tools/sweep.py, {shlex.join(sweep.command)}']
                 lines += [f'{key} = {value!r}' for key, value in tree.items()]
                 content = '\n'.join(lines) + '\n'
-                runs[name] = Run(
-                    name, settings, seed, content, schedule, parameters
-                )
+                row = {
+                    'run': name,
+                    'config': config,
+                    **sweep.options,
+                    **values,
+                    'seed': seed,
+                    'settings': sha256(content.encode()).hexdigest()[:12],
+                    'commit': get_git_hash(digits=12),
+                    'schedule': f'{length} {unit}',
+                    'parameters': parameters,
+                }
+                runs[name] = Run(name, content, row)
     return list(runs.values())
 
 
@@ -305,7 +300,7 @@ def _unfinished(runs: list[Run], results: Path, folder: Path) -> list[Run]:
     for run in runs:
         work_dir, file = folder / run.name, folder / f'{run.name}.py'
         if run.name in digests:
-            place, is_same = results, digests[run.name] == run.digest
+            place, is_same = results, digests[run.name] == run.row['settings']
         else:
             old = file.read_text('utf-8') if file.is_file() else None
             place = work_dir
@@ -434,24 +429,20 @@ def _add_row(
     results: Path, run: Run, log: Mapping[str, Any], runs: list[Run]
 ) -> None:
     """Add the row of a run that has finished; sort as the sweep does."""
-    row = {
-        'run': run.name,
-        **run.settings,
-        'seed': run.seed,
-        'settings': run.digest,
-        'commit': get_git_hash(digits=12),
-        'schedule': run.schedule,
-        'parameters': run.parameters,
-        **log,
-    }
-    rows = pd.DataFrame([*_read_rows(results).to_dict('records'), row])
-    # A setting that no row had before goes before the seed, too.
-    columns = dict.fromkeys(['run', *run.settings, *rows.columns])
+    old = _read_rows(results)
+    rows = pd.DataFrame([*old.to_dict('records'), {**run.row, **log}])
+    # The settings of all rows go before the seed.
+    settings = [*_before_seed(old), *_before_seed(run.row)]
+    columns = dict.fromkeys([*settings, *rows.columns])
     order = {run.name: index for index, run in enumerate(runs)}
     rows = rows[list(columns)].sort_values(
         'run', key=lambda names: names.map(order), kind='stable'
     )
     atomic_write(results, rows.to_csv(index=False))
+
+
+def _before_seed(columns: Iterable[str]) -> list[str]:
+    return list(itertools.takewhile(lambda name: name != 'seed', columns))
 
 
 def write_summary(results: Path) -> list[Path]:
@@ -472,7 +463,7 @@ def write_summary(results: Path) -> list[Path]:
     numbers = rows.loc[:, 'parameters':].apply(pd.to_numeric, errors='coerce')
     rows = rows.loc[:, :'seed'].join(numbers)
     metrics = names[names.index('best') + 1 :]
-    settings = names[1 : names.index('seed')]
+    settings = _before_seed(names)[1:]  # without the name of the run
     keys = [key for key in settings if rows[key].nunique() > 1] or ['config']
     cells = rows.groupby(keys, sort=False)
     mean, std = cells[list(numbers)].mean(), cells[list(numbers)].std()

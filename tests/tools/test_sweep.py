@@ -16,18 +16,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-# A detector and a schedule that take seconds.
+# A schedule that takes seconds.
 SMALL = {
     'model.num_queries': 8,
-    'model.backbone.base_channels': 8,
-    'model.backbone.stem_channels': 8,
-    'model.neck.in_channels': [8, 16, 32, 64],
-    'model.neck.out_channels': 32,
-    'model.decoder.embed_dims': 32,
-    'model.decoder.feedforward_channels': 16,
-    'model.decoder.in_points': 4,
-    'model.decoder.out_points': 4,
-    'model.decoder.stacks.mixing_kernels.rank': 2,
     'train_dataloader.batch_size': 2,
     'train_dataloader.num_workers': 0,
     'train_dataloader.persistent_workers': False,
@@ -75,7 +66,7 @@ def test_a_sweep_that_is_ended_once(tmp_path: Path) -> None:
     rows = pd.read_csv(out / 'results.csv')
     assert list(rows['config']) == [CONFIG] * 2
     assert list(rows['seed']) == [0, 1]
-    assert list(rows['schedule']) == ['3 iters'] * 2
+    assert list(rows['schedule']) == ['3 iterations'] * 2
     assert rows['best'].between(0, 1).all()
     assert (rows['bbox_mAP'] <= rows['bbox_mAP_50']).all()
     assert (rows['seconds_per_step'] > 0).all()
