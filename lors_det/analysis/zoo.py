@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mmengine.config import Config
 
 from lors_det.analysis.costs import ModelReport, report
 from lors_det.analysis.tables import markdown_table, millions
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
+from lors_det.files import check_file
 
 HEADER = [
     'config', 'stages', 'queries', 'schedule', 'mixing kernels',
@@ -55,8 +56,7 @@ def read_index(index: Path) -> dict[str, list[dict[str, Any]]]:
     """
 
     def load(path: Path) -> dict[str, Any]:
-        if not path.is_file():
-            raise UsageError(f'model index: {path} does not exist')
+        check_file(str(path), 'model index')
         data = yaml.safe_load(path.read_text(encoding='utf-8'))
         if not isinstance(data, dict):
             raise UsageError(f'model index: {path} is no mapping')
@@ -92,7 +92,8 @@ def _row(
 ) -> list[str]:
     """Return the cells of one model; equal models share a report."""
     config = entry['Config']
-    model = load_config(str(root / config)).model
+    check_file(str(root / config), 'model index')
+    model = Config.fromfile(root / config).model
     # The number of epochs and the data are no part of the model.
     key = json.dumps(model.to_dict(), sort_keys=True, default=str)
     if key not in reports:
