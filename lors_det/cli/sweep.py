@@ -27,17 +27,17 @@ import matplotlib
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import get_git_hash
 from scipy import stats
 
-from lors_det.adamixer.decoder import STACKS
+from lors_det.adamixer.settings import STACKS
 from lors_det.analysis.costs import build_on_meta
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.checks import check_dataset
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, check_file
-from lors_det.hooks.checkpoint import newest_checkpoint
 from lors_det.lors import StackConfig, count_parameters
 
 SEED = 'randomness.seed'
@@ -143,12 +143,14 @@ def run_sweep(args: argparse.Namespace) -> None:
                 elif (
                     status == 0
                     and run not in repeated
-                    and (last := newest_checkpoint(str(folder / run.name)))
+                    and (
+                        last := find_latest_checkpoint(str(folder / run.name))
+                    )
                 ):
                     # It was killed between its last checkpoint and the
                     # evaluation, and mmengine evaluates only after training:
                     # train the last part once more.
-                    Path(last).unlink()
+                    Path(last).unlink(missing_ok=True)
                     repeated.append(run)
                     waiting.insert(0, run)
                 else:

@@ -21,9 +21,9 @@ from lors_det.adamixer.geometry import (
 )
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.pyramid import Pyramid
 from lors_det.adamixer.sampling import (
     AdaptiveSampling,
+    Pyramid,
     level_weights,
     sample_3d,
 )
