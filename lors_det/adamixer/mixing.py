@@ -109,10 +109,11 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, C).
         """
-        channel = self.channel(content, stage)  # (B, N, G, C/G, C/G)
-        spatial = self.spatial(content, stage)  # (B, N, G, P_out, P_in)
-        x = normalise(sampled @ channel).relu_()  # (B, N, G, P_in, C/G)
-        x = normalise(spatial @ x).relu_()  # (B, N, G, P_out, C/G)
+        # Matrices are used where they are generated, while caches hold them.
+        x = sampled @ self.channel(content, stage)  # (B, N, G, P_in, C/G)
+        x = normalise(x).relu_()
+        x = self.spatial(content, stage) @ x  # (B, N, G, P_out, C/G)
+        x = normalise(x).relu_()
         return self.out_proj(x.flatten(2), stage)
 
 
