@@ -94,7 +94,7 @@ def settings(case: Case, model: str) -> dict[str, Any]:
     if model == 'dense':
         found = copy.deepcopy(_base('adamixer_r50.py'))
     else:
-        found = copy.deepcopy(_base('lors-adamixer_r50.py'))
+        found = copy.deepcopy(_base('../../lors/lors-adamixer_r50_1x_coco.py'))
         stack = found['stacks']['mixing_kernels']
         stack['rank'] = case.rank
         if case.num_param_groups is not None:

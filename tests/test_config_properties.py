@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lors_det.adamixer import AdaMixerDecoder, SharedNormMapper
 from lors_det.adamixer.decoder import STACKS
-from lors_det.adamixer.mixing import RECOMPUTE
 from lors_det.lors import MODES
 
 SCHEDULES = ('rising', 'falling')
@@ -134,8 +133,7 @@ DECODER = {
     'num_reg_fcs': not_sizes(0),
     'strides': a_list_with(not_sizes()),
     'stacks': not_sizes().filter(no(None, {})),
-    'recompute': not_sizes().filter(no(*RECOMPUTE)),
-    'fused_mixing': not_sizes().filter(no(True, False)) | st.just(1),
+    'with_cp': not_sizes().filter(no(True, False)) | st.just(1),
 }
 STACK = {
     'mode': not_sizes().filter(no(*MODES)) | st.just('LORS'),
@@ -459,7 +457,7 @@ def detectors(draw: st.DrawFn) -> dict[str, Any]:
         )
         for step in STACKS
     }
-    decoder['recompute'] = draw(st.sampled_from(list(RECOMPUTE)))
+    decoder['with_cp'] = draw(st.booleans())
     strides, width = decoder['strides'], decoder['embed_dims']
     channels = [draw(st.integers(1, 3)) for _ in strides]
     limit = draw(st.none() | st.integers(1, 50))
@@ -532,15 +530,5 @@ def test_channels_of_another_backbone() -> None:
     with pytest.raises(
         ValueError,
         match=r'neck\.in_channels=\[1, 2\]: the backbone gives \[2, 2\]',
-    ):
-        model(**model.data_preprocessor(batch(3), True), mode='loss')
-
-
-def test_fused_mixing_needs_a_gpu() -> None:
-    config = {'type': 'AdaMixerDecoder', **decoder_config(fused_mixing=True)}
-    model = build(detector_config(decoder=config))
-    with pytest.raises(
-        ValueError,
-        match=r'decoder\.fused_mixing=True is not possible: device cpu is not',
     ):
         model(**model.data_preprocessor(batch(3), True), mode='loss')

@@ -56,7 +56,8 @@ class Row:
 
 
 LORS = Row()
-DENSE = Row(groups=4, points=32, kernels='dense', out='dense')
+LORS_4 = Row(groups=4, points=32)
+DENSE = replace(LORS_4, kernels='dense', out='dense')
 RISING = {
     1: (1,),
     2: (1, 2),
@@ -68,6 +69,10 @@ RISING = {
 EXPECTED: dict[str, Row] = {
     'lors/lors-adamixer_r50_1x_coco-test-dev.py': LORS,
     'finetune/lors-adamixer_r50_custom.py': replace(LORS, classes=3),
+    'lors/lors-adamixer_r50_4-group_1x_coco.py': LORS_4,
+    'lors/lors-adamixer_r50_4-group_300-query_ms-crop-3x_coco.py': replace(
+        LORS_4, queries=300, epochs=(36, [24, 33]), resize='RandomChoice'
+    ),
 }
 for _name, _row in (('adamixer', DENSE), ('lors', LORS)):
     _prefix = 'lors-adamixer' if _name == 'lors' else 'adamixer'
@@ -201,6 +206,7 @@ def check_static(stack: nn.Module, mode: str, rank: int) -> None:
 def test_closed_form_on_the_releases() -> None:
     assert decoder_parameters(DENSE) == 110_272_296
     assert decoder_parameters(LORS) == 35_348_264
+    assert decoder_parameters(LORS_4) == 34_344_744
 
 
 def test_demo() -> None:
@@ -301,7 +307,7 @@ def own_levels(path: Path) -> int:
 @pytest.mark.parametrize('name', EXPECTED)
 def test_small_deltas(name: str) -> None:
     path = CONFIG_DIR / name
-    assert own_levels(path) <= 3
+    assert own_levels(path) <= 4
     if not name.startswith('finetune/'):
         lines = [line for line in path.read_text().splitlines() if line]
         assert len(lines) <= 10
