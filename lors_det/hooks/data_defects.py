@@ -11,8 +11,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from lors_det.datasets.coco import CheckedCocoDataset, report
-from lors_det.datasets.findings import Findings
+from lors_det.datasets.coco import CheckedCocoDataset, log_defects
+from lors_det.datasets.defects import Defects
 
 
 @HOOKS.register_module()
@@ -40,8 +40,8 @@ class DefectsHook(Hook):
             kwargs: Not read.
         """
         for dataset in _checked_datasets(runner.train_dataloader.dataset):
-            if dataset.defects.any():
-                name, found = dataset.ann_file, dataset.image_findings()
+            if dataset.image_defect_codes.any():
+                name, found = dataset.ann_file, dataset.image_defects()
                 if not any((name, kind) in self._reported for kind in found):
                     self._report(name, found)
 
@@ -95,18 +95,18 @@ class DefectsHook(Hook):
 
     def _report_all(self, dataset: Any) -> None:
         for each in _checked_datasets(dataset):
-            defects = each.defects.clone()
-            all_reduce(defects, 'max')  # no-op in a single process
-            each.defects.copy_(defects)
-            self._report(each.ann_file, each.image_findings())
+            codes = each.image_defect_codes.clone()
+            all_reduce(codes, 'max')  # no-op in a single process
+            each.image_defect_codes.copy_(codes)
+            self._report(each.ann_file, each.image_defects())
 
-    def _report(self, name: str, findings: Findings) -> None:
-        news = Findings()
-        for kind, found in findings.items():
-            if found.count > self._reported.get((name, kind), 0):
+    def _report(self, name: str, defects: Defects) -> None:
+        news = Defects()
+        for kind, found in defects.items():
+            if len(found) > self._reported.get((name, kind), 0):
                 news[kind] = found
-                self._reported[name, kind] = found.count
-        report(news, name)  # the log takes it from the main process only
+                self._reported[name, kind] = len(found)
+        log_defects(news, name)  # the log takes it from the main process only
 
 
 def _checked_datasets(dataset: Any) -> Iterator[CheckedCocoDataset]:

