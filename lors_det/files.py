@@ -37,7 +37,8 @@ def atomic_write(
         os.fsync(folder)  # or the new name may be lost with the power
         os.close(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise UsageError(
             f'{target} cannot be written: {error.strerror}'
         ) from None

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,26 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_coco
-from helpers.factories import criterion_config
-from helpers.small_coco import content, load, write_annotations
+from helpers.small_coco import (
+    Change,
+    change,
+    content,
+    load,
+    logged,
+    spoil,
+    without,
+    write_annotations,
+)
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import MODELS
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-from lors_det.adamixer.decoder import StageOutput
 from lors_det.datasets.annotations import is_inside
 from lors_det.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
 from lors_det.datasets.defects import ANSWERS
 from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-Change = Callable[[dict[str, Any]], Any]
 
 
 def boxes(dataset: CocoDataset) -> dict[int, list[list[float]]]:
@@ -41,32 +44,27 @@ def boxes(dataset: CocoDataset) -> dict[int, list[list[float]]]:
     return {i['img_id']: [b['bbox'] for b in i['instances']] for i in infos}
 
 
-def detections(seed: int = 0, num: int = 5) -> dict[str, torch.Tensor]:
-    """Something found in an image of 40 x 30 pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(num, 2, generator=generator) * 10
-    return {
-        'bboxes': torch.cat([corner, corner + 12], dim=1),
-        'scores': torch.rand(num, generator=generator),
-        'labels': torch.arange(num) % 2,
-    }
-
-
 def evaluate(metric: CocoMetric, samples: list[dict[str, Any]]) -> Any:
     metric.dataset_meta = {'classes': small_coco.CLASSES}
     metric.process({}, samples)
     return metric.evaluate(len(samples))
 
 
-def samples_of(ids: range) -> list[dict[str, Any]]:
-    return [
-        {
-            'img_id': i,
-            'ori_shape': (30, 40),
-            'pred_instances': detections(i),
+def found_in(images: Iterable[int | str]) -> list[dict[str, Any]]:
+    """Five detections in each of the images, of 40 x 30 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for image in images:
+        corner = torch.rand(5, 2, generator=generator) * 10
+        boxes = {
+            'bboxes': torch.cat([corner, corner + 12], dim=1),
+            'scores': torch.rand(5, generator=generator),
+            'labels': torch.arange(5) % 2,
         }
-        for i in ids
-    ]
+        samples.append(
+            {'img_id': image, 'ori_shape': (30, 40), 'pred_instances': boxes}
+        )
+    return samples
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])
@@ -89,30 +87,11 @@ def test_without_defects_it_is_mmdets_data_set(
         a, b = ours[index], theirs[index]
         assert torch.equal(a['inputs'], b['inputs'])
         a, b = a['data_samples'], b['data_samples']
-        assert torch.equal(
-            a.gt_instances.bboxes.tensor, b.gt_instances.bboxes.tensor
-        )
+        first, second = (s.gt_instances.bboxes.tensor for s in (a, b))
+        assert torch.equal(first, second)
         assert a.metainfo == b.metainfo
     assert not ours.annotation_defects
     assert not ours.image_defects()
-
-
-def test_without_defects_it_is_mmdets_metric(root: Path) -> None:
-    path = str(root / 'ann.json')
-    found = [
-        evaluate(kind(ann_file=path), samples_of(range(1, 5)))
-        for kind in (CocoMetric, CheckedCocoMetric)
-    ]
-    assert found[0] == found[1]
-    assert found[0]['coco/bbox_mAP_50'] > 0
-
-
-def change(key: str, index: int, **values: Any) -> Change:
-    return lambda c: c[key][index].update(values)
-
-
-def without(key: str, index: int, name: str) -> Change:
-    return lambda c: c[key][index].pop(name)
 
 
 # What is done to the annotations, and what the message says of it.
@@ -154,14 +133,12 @@ REFUSED: list[tuple[Change, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('spoil', 'message'), REFUSED)
+@pytest.mark.parametrize(('wrong', 'message'), REFUSED)
 @pytest.mark.parametrize('test_mode', [False, True])
 def test_refused_in_one_line(
-    spoil: Change, message: str, test_mode: bool, root: Path
+    wrong: Change, message: str, test_mode: bool, root: Path
 ) -> None:
-    annotations = content()
-    spoil(annotations)
-    write_annotations(root, annotations)
+    spoil(root, wrong)
     with pytest.raises(UsageError, match=re.escape(message)) as info:
         load(root, test_mode=test_mode)
     text = str(info.value)
@@ -236,41 +213,29 @@ COUNTED: list[tuple[str, Change, int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('kind', 'spoil', 'num_boxes'), COUNTED)
+@pytest.mark.parametrize(('kind', 'wrong', 'num_boxes'), COUNTED)
 def test_counted_and_reported_once(
-    kind: str,
-    spoil: Change,
-    num_boxes: int,
-    root: Path,
-    caplog: pytest.LogCaptureFixture,
+    kind: str, wrong: Change, num_boxes: int, root: Path
 ) -> None:
-    annotations = content()
-    spoil(annotations)
-    write_annotations(root, annotations)
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)  # it hands nothing up
-    try:
+    annotations = spoil(root, wrong)
+    with logged() as records:
         dataset = load(root)
-    finally:
-        logger.removeHandler(caplog.handler)
     number = annotations['annotations'][0]['id']
     where = 1 if kind.startswith('image') else number
     assert dataset.annotation_defects[kind] == [where]
     line = f'{root}/ann.json: {kind}, {ANSWERS[kind]}: 1 ({where})'
-    lines = [r for r in caplog.records if line in r.getMessage()]
-    assert len(lines) == 1
+    (record,) = (r for r in records if line in r.getMessage())
     used = ANSWERS[kind].startswith('used')
-    assert lines[0].levelno == (logging.INFO if used else logging.WARNING)
+    assert record.levelno == (logging.INFO if used else logging.WARNING)
 
     found = boxes(dataset)
     assert len(found.pop(1, [])) == num_boxes
     expected = [[3.0, 4.0, 15.5, 14.0], [4.0, 4.0, 16.5, 14.0]]
     assert found == dict.fromkeys((2, 3, 4), expected)
     # Nothing is left out in testing but what no metric can count.
-    tested = load(root, test_mode=True)
-    assert len(tested) == 4
+    assert len(load(root, test_mode=True)) == 4
     metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-    scores = evaluate(metric, samples_of(range(1, 5)))
+    scores = evaluate(metric, found_in(range(1, 5)))
     assert np.isfinite(scores['coco/bbox_mAP_50'])
 
 
@@ -292,12 +257,10 @@ def test_a_file_that_is_cut_off(root: Path) -> None:
     path = root / 'ann.json'
     whole = path.read_bytes()
     random.seed(0)
-    for end in [0, 1, len(whole) - 1, *random.sample(range(len(whole)), 20)]:
-        path.write_bytes(whole[:end])
-        with pytest.raises(UsageError, match='is no JSON, or cut off'):
-            load(root)
-    for other in (b'\x89PNG\r\n', b'[' * 100_000, b'\xff\xfe{}', b'{"a": 1}]'):
-        path.write_bytes(other)
+    ends = [0, 1, len(whole) - 1, *random.sample(range(len(whole)), 20)]
+    others = [b'\x89PNG\r\n', b'[' * 100_000, b'\xff\xfe{}', b'{"a": 1}]']
+    for data in (*(whole[:end] for end in ends), *others):
+        path.write_bytes(data)
         with pytest.raises(UsageError, match='is no JSON, or cut off'):
             load(root)
     path.write_bytes(b'[]')
@@ -328,13 +291,10 @@ def test_nonsense_is_refused_or_used_but_never_a_traceback(
         except UsageError:
             refused += 1
             continue
-        assert np.isfinite(
-            [b for bs in boxes(dataset).values() for b in bs]
-        ).all()
+        found = boxes(dataset)
+        assert np.isfinite([b for bs in found.values() for b in bs]).all()
         metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-        ids = boxes(dataset)
-        evaluate(metric, [{**samples_of(range(1))[0], 'img_id': i}
-                          for i in ids])  # fmt: skip
+        evaluate(metric, found_in(found))
     assert 50 < refused < 150
 
 
@@ -354,58 +314,37 @@ def test_file_names_stay_below_their_folder(name: str, inside: bool) -> None:
     assert is_inside(name) == inside
 
 
-def test_2000_boxes_in_an_image(root: Path) -> None:
-    """More than queries: each query gets a box, the other boxes none."""
-    annotations = content()
-    for i in range(2000):
-        annotations['annotations'].append(
-            {
-                **annotations['annotations'][0],
-                'id': 1000 + i,
-                'bbox': [i % 20, i % 13, 5.0 + i % 7, 6.0],
-            }
-        )
-    write_annotations(root, annotations)
-    sample = load(root)[0]['data_samples'].gt_instances
-    assert len(sample) == 2002
-    stage = StageOutput(
-        cls_logits=torch.randn(1, 7, 2, requires_grad=True),
-        bboxes=torch.tensor([[[2.0, 2, 20, 20]] * 7], requires_grad=True),
-        xyzr=torch.zeros(1, 7, 4),
-        content=torch.zeros(1, 7, 1),
-    )
-    targets = [sample.bboxes.tensor], [sample.labels]
-    sizes = torch.tensor([[64.0, 48.0]])
-    criterion = MODELS.build(criterion_config())
-    matches = criterion.match(stage, *targets, sizes)
-    assert len(set(matches[0].tolist()) - {-1}) == 7
-    losses = criterion([stage], *targets, sizes)
-    total = sum(v for k, v in losses.items() if 'loss' in k)
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(stage.bboxes.grad).all()
-
-
-def test_an_annotation_with_the_id_0_counts(root: Path) -> None:
+def test_it_is_mmdets_metric_where_the_id_0_counts(root: Path) -> None:
     """pycocotools takes what is matched to it for unmatched."""
     path = str(root / 'ann.json')
-    expected = evaluate(CocoMetric(ann_file=path), samples_of(range(1, 5)))
-    annotations = content()
-    for index, annotation in enumerate(annotations['annotations']):
-        annotation['id'] = index
-    write_annotations(root, annotations)
-    samples = samples_of(range(1, 5))
-    assert evaluate(CheckedCocoMetric(ann_file=path), samples) == expected
-    assert evaluate(CocoMetric(ann_file=path), samples) != expected
+
+    def score(kind: type[CocoMetric]) -> Any:
+        return evaluate(kind(ann_file=path), found_in(range(1, 5)))
+
+    expected = score(CocoMetric)
+    assert expected['coco/bbox_mAP_50'] > 0
+    assert score(CheckedCocoMetric) == expected
+    spoil(root, *(change('annotations', i, id=i) for i in range(8)))
+    assert score(CheckedCocoMetric) == expected
+    assert score(CocoMetric) != expected
+
+
+def test_unreadable_images_have_no_detections(root: Path) -> None:
+    metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
+    metric.dataset_meta = {'classes': small_coco.CLASSES}
+    samples = found_in([1, 2])
+    samples[0]['unreadable'] = 'missing image'
+    metric.process({}, samples)
+    assert [len(found['bboxes']) for _, found in metric.results] == [0, 5]
+    assert len(samples[0]['pred_instances']['scores']) == 0
 
 
 def test_ids_that_are_text(root: Path) -> None:
-    annotations = json.loads(json.dumps(content()))
-    for image in annotations['images']:
-        image['id'] = f'i{image["id"]}'
-    for annotation in annotations['annotations']:
-        annotation['image_id'] = f'i{annotation["image_id"]}'
-    write_annotations(root, annotations)
+    spoil(
+        root,
+        *(change('images', i, id=f'i{i}') for i in range(4)),
+        *(change('annotations', i, image_id=f'i{i // 2}') for i in range(8)),
+    )
     dataset = load(root)
     assert not dataset.annotation_defects
     assert [len(b) for b in boxes(dataset).values()] == [2] * 4

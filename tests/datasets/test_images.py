@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,26 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_coco import (
+    change,
     config,
-    content,
     load,
+    logged,
     pixels,
+    spoil,
     write,
-    write_annotations,
 )
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from lors_det.cli.check_dataset import inspect_image
-from lors_det.datasets.coco import CheckedCocoMetric
+from lors_det.datasets.coco import IMAGE_DEFECTS
 from lors_det.datasets.defects import ANSWERS
 from lors_det.datasets.images import (
     MISSING,
     NO_IMAGE,
+    OTHER_SIZE,
     TOO_THIN,
     LoadCheckedImage,
     checked_pipeline,
@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 EMPTY = 'empty image file'
 EXIF = 'image to be turned by its EXIF data'
 RGB = pixels()
+GREY = RGB[..., :1].repeat(3, 2)
 
 
 def encode(image: Any, kind: str = 'PNG', **options: Any) -> bytes:
@@ -57,10 +58,6 @@ def turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x112] = orientation
     return encode(RGB, 'PNG', exif=exif)
-
-
-def grey16() -> np.ndarray:
-    return RGB[..., 0].astype(np.uint16) * 256 + 99
 
 
 BROKEN: dict[str, tuple[bytes | None, str]] = {
@@ -81,19 +78,13 @@ BROKEN: dict[str, tuple[bytes | None, str]] = {
 # What is expected of the pixels (red, green, blue), and what is reported.
 USED: dict[str, tuple[bytes, Any, list[str]]] = {
     'rgb': (encode(RGB), RGB, []),
-    'grey': (
-        encode(RGB[..., 0]),
-        RGB[..., :1].repeat(3, 2),
-        ['grey image'],
-    ),
+    'grey': (encode(RGB[..., 0]), GREY, ['grey image']),
     'transparent': (
-        encode(np.dstack([RGB, RGB[..., 0]])),
-        RGB,
+        encode(np.dstack([RGB, RGB[..., 0]])), RGB,
         ['image with transparency'],
     ),
     'grey and transparent': (
-        encode(Image.fromarray(RGB[..., :2].copy(), 'LA')),
-        RGB[..., :1].repeat(3, 2),
+        encode(Image.fromarray(RGB[..., :2].copy(), 'LA')), GREY,
         ['grey image', 'image with transparency'],
     ),
     'cmyk': (
@@ -102,14 +93,12 @@ USED: dict[str, tuple[bytes, Any, list[str]]] = {
         ['image in CMYK'],
     ),
     '16 bits, grey': (
-        encode(grey16()),
-        RGB[..., :1].repeat(3, 2),
+        encode(GREY[..., 0].astype(np.uint16) * 256 + 99), GREY,
         ['image of 16 bits', 'grey image'],
     ),
     '16 bits': (
         cv2.imencode('.png', RGB[..., ::-1].astype(np.uint16) * 257)[1]
-        .tobytes(),
-        RGB,
+        .tobytes(), RGB,
         ['image of 16 bits'],
     ),
     'upside down': (turned(3), RGB[::-1, ::-1], [EXIF]),
@@ -144,34 +133,36 @@ def test_used(name: str, root: Path) -> None:
     assert not dataset.image_defects()
 
 
-def test_turned_if_its_record_is(root: Path) -> None:
-    put(root, turned(6))
-    annotations = content()
-    annotations['images'][0].update(width=30, height=40)
-    write_annotations(root, annotations)
-    dataset = load(root)
-    assert dataset[0]['data_samples'].ori_shape == (40, 30)
-    assert not dataset.image_defects()
-
-
-def test_of_another_size_than_its_record(root: Path) -> None:
-    kind = 'image of another size than its record'
-    put(root, encode(RGB[:20]))
-    dataset = load(root)
-    assert dataset[0]['data_samples'].ori_shape == (20, 40)
-    assert dataset.image_defects() == {kind: [1]}
-
-
-def test_of_one_pixel(root: Path) -> None:
-    path = put(root, encode(RGB[:1, :1]))
-    annotations = content()
-    annotations['images'][0].update(width=1, height=1)
-    write_annotations(root, annotations)
-    assert len(load(root)) == 3  # min_size
-    data = load(root, test_mode=True)[0]
-    assert data['inputs'].shape == (3, 64, 64)
-    kinds = inspect_image(LoadCheckedImage(), str(path), (1, 1))
-    assert kinds == ['image of a pixel or two']
+@pytest.mark.parametrize(
+    ('data', 'record', 'shape', 'kinds'),
+    [
+        (turned(6), (40, 30), (40, 30), [EXIF]),  # annotated as it is shown
+        (encode(RGB[:20]), (30, 40), (20, 40), [OTHER_SIZE]),
+        (encode(RGB[:1, :1]), (1, 1), (1, 1), ['image of a pixel or two']),
+        # A record of a huge image costs no memory.
+        (None, (10**9, 10**9), (64, 64), [MISSING]),
+        # Resized to a longer side of 64 pixels, and a shorter one of 1 or 0.
+        (encode(RGB[0].repeat(4, 0)[None, :128]), (1, 128), (1, 128),
+         ['image of a pixel or two']),
+        (encode(RGB[0].repeat(4, 0)[None, :129]), (1, 129), (64, 64),
+         [TOO_THIN]),
+    ],
+)  # fmt: skip
+def test_sizes(
+    data: bytes | None,
+    record: tuple[int, int],
+    shape: tuple[int, int],
+    kinds: list[str],
+    root: Path,
+) -> None:
+    path = put(root, data)
+    spoil(root, change('images', 0, height=record[0], width=record[1]))
+    dataset = load(root, test_mode=True)
+    assert dataset[0]['data_samples'].ori_shape == shape
+    loader = dataset.pipeline.transforms[0]
+    assert inspect_image(loader, str(path), record) == kinds
+    counted = {kind: [1] for kind in kinds if kind in IMAGE_DEFECTS}
+    assert dataset.image_defects() == counted
 
 
 @pytest.mark.parametrize('name', BROKEN)
@@ -195,14 +186,12 @@ def test_broken(name: str, root: Path) -> None:
 
 @pytest.mark.parametrize('name', ['x' * 300 + '.png', '\ud800.png'])
 def test_names_that_no_file_can_have(name: str, root: Path) -> None:
-    annotations = content()
-    annotations['images'][1]['file_name'] = name
-    write_annotations(root, annotations)
+    named = change('images', 1, file_name=name)
+    spoil(root, named)
     dataset = load(root, test_mode=True)
     assert dataset[1]['data_samples'].unreadable == MISSING
     assert dataset.image_defects() == {MISSING: [2]}
-    annotations['images'] = annotations['images'][1:2]
-    write_annotations(root, annotations)
+    spoil(root, named, lambda c: c.update(images=c['images'][1:2]))
     with pytest.raises(UsageError, match='none of 1 images') as info:
         load(root)
     assert str(info.value).isascii()
@@ -228,29 +217,6 @@ def test_ratio_of_sides_that_can_be_resized(
     assert other is choice
 
 
-@pytest.mark.parametrize(('width', 'is_used'), [(128, True), (129, False)])
-def test_no_image_is_too_thin_that_can_be_resized(
-    width: int, is_used: bool, root: Path
-) -> None:
-    put(root, encode(np.zeros((1, width), np.uint8)))
-    annotations = content()
-    annotations['images'][0].update(width=width, height=1)
-    write_annotations(root, annotations)
-    dataset = load(root, test_mode=True)
-    shape = dataset[0]['inputs'].shape
-    assert shape == ((3, 1, 64) if is_used else (3, 64, 64))
-    assert not dataset.image_defects() == is_used
-
-
-def test_a_record_of_a_huge_image_costs_no_memory(root: Path) -> None:
-    put(root, None)
-    annotations = content()
-    annotations['images'][0].update(width=10**9, height=10**9)
-    write_annotations(root, annotations)
-    data = load(root, test_mode=True)[0]
-    assert data['inputs'].shape == (3, 64, 64)
-
-
 def test_workers_tell_the_main_process(root: Path) -> None:
     put(root, None)
     put(root, b'', 3)
@@ -258,29 +224,6 @@ def test_workers_tell_the_main_process(root: Path) -> None:
     loader = DataLoader(dataset, num_workers=2, collate_fn=list)
     assert len(list(loader)) == 4
     assert dataset.image_defects() == {MISSING: [1], EMPTY: [3]}
-
-
-def test_unreadable_images_have_no_detections(root: Path) -> None:
-    metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-    metric.dataset_meta = {'classes': ('cat', 'dog')}
-    samples: list[dict[str, Any]] = [
-        {
-            'img_id': 1,
-            'ori_shape': (64, 64),
-            'pred_instances': {
-                'bboxes': torch.rand(8, 4),
-                'scores': torch.rand(8),
-                'labels': torch.zeros(8, dtype=torch.long),
-            },
-            **meta,
-        }
-        for meta in ({'unreadable': MISSING}, {})
-    ]
-    metric.process({}, samples)
-    (_, dropped), (_, kept) = metric.results
-    assert dropped['bboxes'].shape == (0, 4)
-    assert len(samples[0]['pred_instances']['scores']) == 0
-    assert len(kept['labels']) == 8
 
 
 @pytest.mark.slow
@@ -312,16 +255,9 @@ def test_a_run_with_broken_images(tmp_path: Path) -> None:
     cfg.val_dataloader.dataset = {**dataset, 'test_mode': True}
     cfg.train_cfg = {'by_epoch': True, 'max_epochs': 2, 'val_interval': 1}
     cfg.param_scheduler = None
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
     runner = Runner.from_cfg(cfg)
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    try:
+    with logged() as records:
         runner.train()
-    finally:
-        logger.removeHandler(handler)
     assert runner.epoch == 2
     for parameter in runner.model.parameters():
         assert torch.isfinite(parameter).all()
