@@ -135,7 +135,7 @@ def checked_pipeline(pipeline: Iterable[Any]) -> list[Any]:
     max_ratio = 2 * min(_longer_sides(transforms), default=math.inf)
     return [
         {**each, 'type': LoadCheckedImage, 'max_ratio': max_ratio}
-        if isinstance(each, Mapping) and each['type'] == 'LoadImageFromFile'
+        if isinstance(each, Mapping) and each.get('type') == 'LoadImageFromFile'
         else each
         for each in transforms
     ]
@@ -146,7 +146,9 @@ def _longer_sides(config: Any) -> Iterator[float]:
     if isinstance(config, Mapping):
         if config.get('keep_ratio'):
             sizes = config.get('scales') or [config.get('scale') or math.inf]
-            yield from np.atleast_2d(np.array(sizes)).max(-1).flat
+            smallest = min(config.get('ratio_range') or [1])
+            longer = np.atleast_2d(np.array(sizes)).max(-1)
+            yield from smallest * longer.ravel()
         for value in config.values():
             yield from _longer_sides(value)
     elif isinstance(config, (list, tuple)):

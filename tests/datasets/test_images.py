@@ -204,6 +204,7 @@ def test_names_that_no_file_can_have(name: str, root: Path) -> None:
         ({'scale': 64, 'keep_ratio': True}, 128),
         ({'scale': [(64, 48), (32, 80)], 'keep_ratio': True}, 128),
         ({'scales': [(64, 48), (32, 48)], 'keep_ratio': True}, 96),
+        ({'scale': 64, 'ratio_range': (0.1, 2), 'keep_ratio': True}, 12.8),
         ({'scale': (64, 48)}, np.inf),
         ({'scale_factor': 0.5, 'keep_ratio': True}, np.inf),
     ],
