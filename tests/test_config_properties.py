@@ -86,6 +86,7 @@ NOT_LISTS = [v for v in NOT_SIZES if not isinstance(v, list)] + [[]]
 NOT_DICTS = [v for v in NOT_SIZES if v not in (None, {})]
 NOT_FLAGS = [v for v in NOT_SIZES if v is not True]
 NOT_WEIGHTS = ['1', None, True, [1.0], -0.1, math.nan, math.inf]
+REASONS = 'expected|is not divisible by|cannot run|must not be|supported'
 LOSSES = ('loss_cls', 'loss_bbox', 'loss_iou')
 
 
@@ -144,10 +145,23 @@ for _step in STACKS:
     }  # fmt: skip
 for _part in ('assigner', *LOSSES):
     WRONG |= {
-        f'criterion.{_part}': NOT_SIZES,
+        f'criterion.{_part}': [*NOT_SIZES],
         f'criterion.{_part}.type': [*NOT_SIZES, 'L3Loss'],
         f'criterion.{_part}.gama': NOT_SIZES,
     }
+# Losses and a matcher that cannot work: found before the first batch.
+WRONG['criterion.loss_cls'] += [
+    {'type': 'FocalLoss', 'use_sigmoid': False},
+    {'type': 'FocalLoss', 'gamma': 'two'},
+    {'type': 'FocalLoss', 'alpha': math.nan},
+    {'type': 'L1Loss', 'reduction': 'none'},
+]
+WRONG['criterion.loss_bbox'] += [{'type': 'L1Loss', 'reduction': 'sum'}]
+WRONG['criterion.loss_iou'] += [{'type': 'GIoULoss', 'eps': '1'}]
+WRONG['criterion.assigner'] += [
+    {'type': 'HungarianAssigner', 'match_costs': []},
+    {'type': 'MaxIoUAssigner', 'pos_iou_thr': 0.5, 'neg_iou_thr': 0.5},
+]
 for _part in LOSSES:
     WRONG[f'criterion.{_part}.loss_weight'] = NOT_WEIGHTS
 for _part in ('backbone', 'neck', 'decoder', 'criterion'):
@@ -173,7 +187,7 @@ def test_wrong_value(key: str) -> None:
             build(config)
         text = str(caught.value)
         assert f'{key}={value!r}' in text
-        assert 'expected' in text or 'is not divisible by' in text
+        assert re.search(REASONS, text)
         assert '\n' not in text
 
 
@@ -186,30 +200,6 @@ def test_unknown_step(name: str) -> None:
             build(config)
         assert repr(name) in str(caught.value)
         assert f'expected keys out of {list(STACKS)}' in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ('name', 'config'),
-    [
-        ('loss_cls', {'type': 'FocalLoss', 'use_sigmoid': False}),
-        ('loss_cls', {'type': 'FocalLoss', 'gamma': 'two'}),
-        ('loss_cls', {'type': 'FocalLoss', 'alpha': float('nan')}),
-        ('loss_cls', {'type': 'L1Loss', 'reduction': 'none'}),
-        ('loss_bbox', {'type': 'L1Loss', 'reduction': 'sum'}),
-        ('loss_iou', {'type': 'GIoULoss', 'eps': '1'}),
-        ('assigner', {'type': 'HungarianAssigner', 'match_costs': []}),
-        ('assigner', {'type': 'MaxIoUAssigner', 'pos_iou_thr': 0.5,
-                      'neg_iou_thr': 0.5}),
-    ],
-)  # fmt: skip
-def test_losses_and_matcher_that_cannot_work(
-    name: str, config: dict[str, Any]
-) -> None:
-    """Found when the model is built, not by the first batch."""
-    criterion = {**criterion_config(), name: config}
-    with pytest.raises(ValueError, match=f'criterion.{name}=') as caught:
-        build(detector_config(criterion=criterion))
-    assert repr(config) in str(caught.value)
 
 
 def test_part_without_what_it_needs() -> None:
@@ -357,7 +347,7 @@ def batch(num_classes: int) -> dict[str, Any]:
     return {'inputs': images, 'data_samples': samples}
 
 
-@examples(20)
+@examples(12)
 @given(detectors())
 def test_what_is_accepted_trains_and_predicts(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
