@@ -152,7 +152,6 @@ for _part in ('assigner', *LOSSES):
 # Losses and a matcher that cannot work: found before the first batch.
 WRONG['criterion.loss_cls'] += [
     {'type': 'FocalLoss', 'use_sigmoid': False},
-    {'type': 'FocalLoss', 'gamma': 'two'},
     {'type': 'FocalLoss', 'alpha': math.nan},
     {'type': 'L1Loss', 'reduction': 'none'},
 ]
