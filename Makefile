@@ -49,4 +49,4 @@ demo: $(INSTALLED)
 
 # Under 15 minutes: breaks runs, and prints the table of docs/reliability.md.
 soak: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.soak
+	OMP_NUM_THREADS=1 $(PY) tests/soak.py

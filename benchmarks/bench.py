@@ -1,194 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models and inputs of a case; its variants as calls, and their counts."""
+"""A decoder with random weights and inputs, to run in each way."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from benchmarks.cases import (
-    Case,
-    Inputs,
-    Outputs,
-    backward,
-    build,
-    draw,
-    run,
-)
-from benchmarks.variants import Variant
+from benchmarks.cases import Case
+from docs import method
 from lors_det.adamixer import AdaMixerDecoder
-from lors_det.analysis import timing
+from lors_det.adamixer.mixing import AdaptiveMixing
+from lors_det.lors import fold
 
-Forward = Callable[[], Outputs]
+Outputs = list[Tensor]
+Call = Callable[[], Outputs]
 
 
+@dataclass(frozen=True)
 class Bench:
-    """Models and inputs of a case; every variant as a call.
+    """A decoder, and what it reads.
 
     Args:
-        case: What to measure.
+        case: Shape, part and mode.
+        decoder: With the weights.
+        inputs: By name; those that require it get gradients in training.
+        gradients: Of the outputs, in their order: training starts from them.
     """
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.models: dict[str, AdaMixerDecoder] = {}
-        self._drawn: dict[str, tuple[int, Inputs]] = {}
-        self._steps: dict[Variant, Callable[[Inputs], Forward]] = {}
+    case: Case
+    decoder: AdaMixerDecoder
+    inputs: dict[str, Tensor]
+    gradients: list[Tensor]
 
-    def model(self, name: str) -> AdaMixerDecoder:
-        """The model of a variant; variants of one name share it."""
-        if name not in self.models:
-            self.models[name] = build(self.case, name)
-        return self.models[name]
-
-    def inputs(self, model: str, number: int) -> Inputs:
-        """Inputs of a round: the same numbers for all that read them."""
-        shape = 'dense' if model == 'dense' else 'lors'
-        if self._drawn.get(shape, (None,))[0] != number:
-            self._drawn.pop(shape, None)
-            self._drawn[shape] = number, draw(self.case, model, number)
-        return self._drawn[shape][1].fresh()
-
-    def prepare(self, variant: Variant) -> timing.Prepare:
-        """A variant, as `timing.measure` wants it."""
-        decoder = self.model(variant.model)
-
-        def prepared(number: int) -> timing.Call:
-            inputs = self.inputs(variant.model, number)
-            decoder.zero_grad(set_to_none=True)
-            return self.call(variant, inputs)
-
-        return prepared
-
-    def call(self, variant: Variant, inputs: Inputs) -> Forward:
-        """One run of a variant: forward, and backward in training.
+    @classmethod
+    def build(cls, case: Case, model: str) -> Bench:
+        """Draw weights and inputs: always the same numbers.
 
         Args:
-            variant: What to run.
-            inputs: Get gradients in training.
+            case: Shape, part, mode, device and type.
+            model: See `benchmarks.cases.Variant`.
         """
-        forward = self.forward(variant, inputs)
+        with torch.random.fork_rng(), torch.device(case.device):
+            torch.manual_seed(0)
+            decoder = build_decoder(case, model)
+            torch.manual_seed(1)
+            return cls(case, decoder, *draw_inputs(case, model))
 
-        def train() -> Outputs:
-            outputs = forward()
-            backward(outputs, inputs)
-            return outputs
-
-        return train if self.case.mode == 'train' else forward
-
-    def forward(self, variant: Variant, inputs: Inputs) -> Forward:
-        """The forward pass of a variant.
-
-        Args:
-            variant: What to run.
-            inputs: What it reads.
-        """
-        if variant not in self._steps:
-            decoder = self.model(variant.model)
-            self._steps[variant] = _forward(
-                self.case, variant, decoder, inputs
-            )
-        return self._steps[variant](inputs)
-
-    def count(self, variant: Variant) -> dict[str, int | None]:
-        """Multiply-adds and bytes of a variant.
-
-        Parameters and their gradients are there before and are not counted;
-        gradients of the inputs are. Bytes are counted of eager code alone.
-
-        Args:
-            variant: What to run.
-        """
-        case = self.case
-        twin = Bench(replace(case, device='meta', dtype='float32'))
-        eager = replace(variant, runner='eager', fused=False)
-        found: dict[str, int | None] = {
-            'macs': timing.multiply_adds(twin.prepare(eager)(0)),
-            'peak_bytes': None,
-            'saved_bytes': None,
-        }
-        if variant.runner == 'eager':
-            call = self.prepare(variant)(0)
-            decoder = self.model(variant.model)
-            for parameter in decoder.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
-            found['peak_bytes'] = timing.peak_bytes(call, case.device)
-            if case.mode == 'train':
-                found['saved_bytes'] = self.saved_bytes(variant)
-        return found
-
-    def saved_bytes(self, variant: Variant) -> int:
-        """Bytes that the forward pass keeps for the backward pass.
-
-        Args:
-            variant: What to run; the case is one in training.
-        """
-        decoder = self.model(variant.model)
-        inputs = self.inputs(variant.model, 0)
-        return timing.saved_bytes(
-            self.forward(variant, inputs), decoder.parameters()
+    def in_float64(self) -> Bench:
+        """Return a copy that computes in float64."""
+        return Bench(
+            replace(self.case, dtype='float64'),
+            copy.deepcopy(self.decoder).double(),
+            {
+                name: x.detach().double().requires_grad_(x.requires_grad)
+                for name, x in self.inputs.items()
+            },
+            [x.double() for x in self.gradients],
         )
 
+    def call(self, way: str) -> Call:
+        """Return a call that runs the forward pass, and backward in training.
 
-def _forward(
-    case: Case, variant: Variant, decoder: AdaMixerDecoder, first: Inputs
-) -> Callable[[Inputs], Forward]:
-    """From inputs to a forward pass over them, without inputs to prepare."""
-    default = decoder.mixing.recompute
-    grad = case.mode == 'train'
+        Args:
+            way: See `benchmarks.cases.Variant`.
 
-    def plain(tensors: dict[str, Tensor]) -> Outputs:
-        return run(case, decoder, tensors, variant.plain)
+        Returns:
+            A call without arguments; it gives what `forward` gives.
+        """
 
-    step = torch.compile(plain) if variant.runner == 'compiled' else plain
-
-    def eager(inputs: Inputs) -> Forward:
         def forward() -> Outputs:
-            decoder.mixing.recompute = variant.recompute or default
-            decoder.mixing.fused = variant.fused
-            try:
-                with torch.set_grad_enabled(grad):
-                    return step(inputs.tensors)
-            finally:
-                decoder.mixing.recompute = default
-                decoder.mixing.fused = False
+            return self.forward(plain=way == 'plain')
 
-        return forward
+        if way == 'compiled':
+            forward = torch.compile(forward, dynamic=False)
 
-    if variant.runner == 'graphed':
-        return _graphed(eager, first)
-    return eager
+        def run() -> Outputs:
+            self.decoder.mixing.with_cp = way == 'with_cp'
+            if self.case.mode == 'forward':
+                with torch.no_grad():
+                    return forward()
+            self.forget_gradients()
+            outputs = forward()
+            pairs = zip(self.gradients, outputs, strict=True)
+            torch.autograd.backward(outputs, [g.to(x.dtype) for g, x in pairs])
+            return outputs
+
+        return _graphed(run) if way == 'graphed' else run
+
+    def forward(self, plain: bool) -> Outputs:
+        """Run the mixing of all stages, or the decoder.
+
+        Args:
+            plain: Whether docs/method.py computes, or the package.
+
+        Returns:
+            Mixing: content after the last stage. Decoder: class logits and
+            boxes of every stage.
+        """
+        case, decoder, inputs = self.case, self.decoder, self.inputs
+        # A float64 copy is the oracle: it must fit, and is not timed.
+        mix = _mix_again if case.dtype == 'float64' else method.mix
+        device, content = case.device.split(':')[0], inputs['content']
+        half = case.dtype == 'bfloat16'
+        with torch.autocast(device, torch.bfloat16) if half else nullcontext():
+            if case.part == 'mixing':
+                step = mix if plain else AdaptiveMixing.forward
+                for stage in range(case.stages):
+                    sampled = inputs[f'sampled.{stage}']
+                    content = step(decoder.mixing, sampled, content, stage)
+                return [content]
+            feats = [inputs[k] for k in inputs if k.startswith('feats')]
+            read = (feats, content, inputs['xyzr'])
+            stages = (
+                method.decode(decoder, *read, mix) if plain else decoder(*read)
+            )
+            return [x for s in stages for x in (s.cls_logits, s.bboxes)]
+
+    def results(self, call: Call) -> dict[str, Tensor]:
+        """Run a call of this bench once.
+
+        Args:
+            call: What `call` returned.
+
+        Returns:
+            Outputs, and gradients of all weights and inputs that have one.
+        """
+        found = {f'output {i}': x.detach() for i, x in enumerate(call())}
+        leaves = {**dict(self.decoder.named_parameters()), **self.inputs}
+        for name, x in leaves.items():
+            if x.grad is not None:
+                found[f'gradient of {name}'] = x.grad
+        return found
+
+    def forget_gradients(self) -> None:
+        """Free all gradients."""
+        for x in [*self.decoder.parameters(), *self.inputs.values()]:
+            x.grad = None
 
 
-def _graphed(
-    eager: Callable[[Inputs], Forward], static: Inputs
-) -> Callable[[Inputs], Forward]:
-    """Record a forward pass as a CUDA graph; inputs are copied into it."""
-    static = static.fresh()
-    static = Inputs({k: x.clone() for k, x in static.tensors.items()}, [])
-    forward = eager(static)
+def build_decoder(case: Case, model: str) -> AdaMixerDecoder:
+    """Build a decoder that has no weight left at an initial zero.
+
+    Args:
+        case: Shape, mode and type.
+        model: See `benchmarks.cases.Variant`.
+    """
+    decoder = AdaMixerDecoder(**case.settings(model))
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            # Moving points far over noise, stage after stage, would amplify
+            # rounding until nothing could be compared.
+            moves = name.startswith(('sampling', 'heads.reg'))
+            noise = torch.randn_like(parameter)
+            parameter.add_(noise, alpha=0.002 if moves else 0.02)
+    if model.startswith('folded'):
+        fold(decoder, generators=model == 'folded-all')
+    if case.mode == 'forward':
+        decoder.eval().requires_grad_(False)
+        if case.dtype == 'bfloat16':
+            for parameter in decoder.parameters():
+                if parameter.dim() > 1:  # autocast runs norms in float32
+                    parameter.data = parameter.data.bfloat16()
+    return decoder
+
+
+def draw_inputs(
+    case: Case, model: str
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Draw what a decoder reads, and the gradients of its outputs.
+
+    Args:
+        case: Shape, part and mode.
+        model: See `benchmarks.cases.Variant`.
+
+    Returns:
+        See `Bench`.
+    """
+    settings = case.settings(model)
+    dims, shape = settings['embed_dims'], (case.batch, case.queries)
+    inputs = {'content': torch.randn(*shape, dims)}
+    if case.part == 'mixing':
+        groups, points = settings['num_groups'], settings['in_points']
+        for stage in range(case.stages):
+            inputs[f'sampled.{stage}'] = torch.randn(
+                *shape, groups, points, dims // groups
+            )
+        gradients = [torch.randn(*shape, dims)]
+    else:
+        for level, stride in enumerate(settings['strides']):
+            # Rounded up, as by a padded convolution.
+            sides = (-(-side // stride) for side in case.image_size)
+            feat = torch.randn(case.batch, dims, *sides)
+            inputs[f'feats.{level}'] = feat.to(getattr(torch, case.dtype))
+        gradients = []
+        for _ in range(case.stages):
+            gradients.append(torch.randn(*shape, settings['num_classes']))
+            gradients.append(torch.randn(*shape, 4) / 100)  # of pixels
+    if case.mode == 'train':
+        for x in inputs.values():
+            x.requires_grad_()
+    if case.part == 'decoder':
+        height, width = case.image_size
+        low = torch.tensor([0.0, 0.0, 4.0, -1.0])
+        high = torch.tensor([width, height, 9.0, 1.0])
+        inputs['xyzr'] = low + (high - low) * torch.rand(*shape, 4)
+    return inputs, gradients
+
+
+def _mix_again(
+    mixing: AdaptiveMixing, sampled: Tensor, content: Tensor, stage: int
+) -> Tensor:
+    """`docs.method.mix`, computed again in the backward pass."""
+    mixed: Tensor = checkpoint(
+        method.mix, mixing, sampled, content, stage, use_reentrant=False
+    )
+    return mixed
+
+
+def _graphed(run: Call) -> Call:
+    """Record a call as a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            forward()
+            run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = forward()
+        outputs = run()
 
-    def load(inputs: Inputs) -> Forward:
-        for name, x in inputs.tensors.items():
-            static.tensors[name].copy_(x)
+    def replay() -> Outputs:
+        graph.replay()
+        return outputs
 
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
-
-        return replay
-
-    return load
+    return replay

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zipfile
 from pathlib import Path
 
 from lors_det.errors import UsageError
@@ -37,7 +39,7 @@ def atomic_write(
         os.fsync(folder)  # or the new name may be lost with the power
         os.close(folder)
     except OSError as error:
-        if part.is_file():
+        with contextlib.suppress(OSError):
             part.unlink()
         raise UsageError(
             f'{target} cannot be written: {error.strerror}'
@@ -74,7 +76,7 @@ def check_file(path: str, what: str) -> None:
         what: What the file is, for the error message.
 
     Raises:
-        UsageError: If it is missing, not a file, or empty.
+        UsageError: If it is missing, not a file, empty or unreadable.
     """
     if '://' in path:
         return
@@ -82,6 +84,33 @@ def check_file(path: str, what: str) -> None:
         raise UsageError(f'{what}: {path} does not exist')
     if not Path(path).stat().st_size:
         raise UsageError(f'{what}: {path} is empty')
+    if not os.access(path, os.R_OK):
+        raise UsageError(f'{what}: {path} cannot be read: no permission')
+
+
+def find_damage(path: str | os.PathLike[str]) -> str | None:
+    """Verify the checksums (CRC-32) that torch writes and does not look at.
+
+    Reads the whole file once.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is wrong with it in a few words; None if all checksums are right,
+        or if its format has none.
+    """
+    try:
+        with open(path, 'rb') as file:
+            if file.read(4) != b'PK\x03\x04':
+                return None
+        if not zipfile.is_zipfile(path):
+            return 'its end is missing'
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except Exception as error:  # there are as many as ways to be damaged
+        return str(error) or type(error).__name__
+    return entry and f'wrong checksum of {entry}'
 
 
 def check_output(path: str, option: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any detector of MMDetection on stacks, by its config alone."""
+"""A builder that puts any detector of MMDetection on stacks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def Lorsified(  # named as a class in configs: it stands where one does
     init: str = 'first',
     **config: Any,
 ) -> nn.Module:
-    """Build a detector and put some of its weights on stacks.
+    """Build a detector of MMDetection with some of its weights on stacks.
 
-    What comes back is the detector itself, so that everything that works
-    with it works as before. In a config on top of one of MMDetection's::
+    The result is the detector itself, so that whatever works with it works as
+    before. In a config with one of MMDetection's as base::
 
         model = dict(
             type='Lorsified',
@@ -32,15 +32,15 @@ def Lorsified(  # named as a class in configs: it stands where one does
                 mode='lors', rank=32)}},
         )
 
-    ``init_weights``, which the runner calls, builds the dense twin once more,
+    ``init_weights``, which the runner calls, builds the dense counterpart,
     lets it draw or load its own initial values and takes them over.
 
     Args:
         detector: Type of the detector.
         stacks: See `lorsify`.
-        init: How values follow from the initial ones, see `lorsify`. The
-            default keeps the detector's own law: the mean of N random
-            matrices, that is ``weights``, would have 1 / sqrt(N) of their
+        init: How the stacks start, see `lorsify`. The default keeps the
+            detector's own distribution of initial values: with ``weights``,
+            the mean of N random matrices would have 1 / sqrt(N) of their
             spread. ``weights`` is for layers that start from a checkpoint.
         config: The detector's own settings.
 
@@ -70,9 +70,9 @@ def _init_weights(
     stacks: Mapping[str, Mapping[str, Any]],
     init: str,
 ) -> None:
-    """Take over the initial values of a dense twin."""
-    twin = MODELS.build(copy.deepcopy(dense))
-    twin.init_weights()
+    """Take over the initial values of the dense counterpart."""
+    counterpart = MODELS.build(copy.deepcopy(dense))
+    counterpart.init_weights()
     like = next(model.parameters())
-    twin.to(device=like.device, dtype=like.dtype)
-    model.load_state_dict(lorsify(twin, stacks, init).state_dict())
+    counterpart.to(device=like.device, dtype=like.dtype)
+    model.load_state_dict(lorsify(counterpart, stacks, init).state_dict())

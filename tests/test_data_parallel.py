@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many processes compute together is what one computes alone."""
+"""Many processes compute what a single one computes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def parallel_steps() -> list[Any]:
 
 
 @cache
-def lone_steps(mode: str, counts: tuple[int, ...], number: int) -> Any:
+def single_steps(mode: str, counts: tuple[int, ...], number: int) -> Any:
     return steps(detector(mode), batch(counts), number)
 
 
@@ -88,11 +88,11 @@ def test_processes_are_one(
 ) -> None:
     found = [process[case] for process in results[size]]
     _, counts, _ = arguments = cases(size)[case]
-    assert_equal(found, lone_steps(*arguments), counts)
+    assert_equal(found, single_steps(*arguments), counts)
 
 
-def talk() -> tuple[dict[str, Counter], list[int], int]:
-    """How often processes talk, and how many bytes of gradients."""
+def communicate() -> tuple[dict[str, Counter], list[int], int]:
+    """Count messages, and bytes of gradients."""
     model, data = detector('lors'), share(batch(COUNTS))
     wrapper = OptimWrapper(torch.optim.AdamW(model.parameters()))
     found = {}
@@ -120,8 +120,8 @@ def talk() -> tuple[dict[str, Counter], list[int], int]:
     return found, sizes, sum(x.numel() for x in model.parameters())
 
 
-def test_what_processes_say_to_each_other() -> None:
-    (found, sizes, weights), _ = in_processes(2, talk)
+def test_what_processes_send_each_other() -> None:
+    (found, sizes, weights), _ = in_processes(2, communicate)
     # Weights, and the moments of batch norms; then the shapes.
     assert found['start'] == {'broadcast': 2, 'all_gather': 1}
     # The matched queries of three stages, and the gradients.

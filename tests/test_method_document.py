@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle, against our modules and against the recorded numbers."""
+"""docs/method.py: equal to our modules, to records and to what is quoted."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,12 @@ from helpers.factories import decoder, positions, pyramid, randomise, stacks
 from helpers.golden_files import Golden, golden_files
 from torch import Tensor, nn
 
-from docs import method as reference
+from docs import method
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
 
+SOURCE = inspect.getsource(method)
+DOCUMENT = Path(method.__file__).with_suffix('.md').read_text('utf-8')
 DECODERS = [f for f in golden_files() if f.stem.startswith('decoder_')]
 
 
@@ -44,7 +50,7 @@ def test_it_agrees_with_our_decoder(mode: str) -> None:
     inputs = (feats, content, positions(2, 5).double())
 
     ours = [x for stage in model(*inputs) for x in stage]
-    plain = [x for stage in reference.decode(model, *inputs) for x in stage]
+    plain = [x for stage in method.decode(model, *inputs) for x in stage]
 
     torch.testing.assert_close(ours, plain)
     found = gradients(ours, model, [*feats, content])
@@ -57,7 +63,7 @@ def test_it_agrees_with_our_decoder(mode: str) -> None:
 def test_it_agrees_with_the_recorded_numbers(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AdaMixerDecoder, 'forward', reference.decode)
+    monkeypatch.setattr(AdaMixerDecoder, 'forward', method.decode)
     golden = Golden.load(path, torch.float64)
     for check in (
         golden_decoders.decoder_outputs,
@@ -65,3 +71,18 @@ def test_it_agrees_with_the_recorded_numbers(
     ):
         for comparison in check(golden):
             comparison.check(golden.bounds())
+
+
+def test_the_document_quotes_the_code() -> None:
+    """Every block of Python is lines of the file, at any indentation."""
+    blocks = re.findall(r'^```python\n(.*?)^```$', DOCUMENT, re.M | re.S)
+    assert blocks
+    for block in blocks:
+        indented = [textwrap.indent(block, depth * '    ') for depth in (1, 2)]
+        assert any(f'\n{text}' in SOURCE for text in indented), block
+
+
+def test_the_document_names_every_function() -> None:
+    for node in ast.parse(SOURCE).body:
+        if isinstance(node, ast.FunctionDef):
+            assert f'`{node.name}`' in DOCUMENT

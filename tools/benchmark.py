@@ -7,33 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.analysis.benchmark import (
-    Options,
-    build,
-    check_checkpoints,
-    measure,
-    table,
-)
+from lors_det.analysis.benchmark import Options, build, measure, table
 from lors_det.analysis.tables import names_of
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
+from lors_det.files import atomic_write
 
 
 def main():
     """Parse the command line, measure, print and write."""
     parser = argparse.ArgumentParser(
         description='Images per second, milliseconds by part and peak memory '
-        'of detectors, measured in turns on random images; ratios are '
-        'against the first config.'
+        'of detectors with random weights, measured in alternating rounds '
+        'on random images; ratios are against the first config.'
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument(
-        '--checkpoint',
-        nargs='+',
-        default=[],
-        metavar='FILE',
-        help='one for each config; random weights if not given',
-    )
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument(
         '--image-size',
@@ -55,30 +43,24 @@ def main():
         '--json', type=Path, metavar='FILE', help='write plain numbers'
     )
     args = vars(parser.parse_args())
-    paths, checkpoints = args.pop('configs'), args.pop('checkpoint')
+    paths = args.pop('configs')
     target = args.pop('json')
     try:
         options = Options(**args)
-        check_checkpoints(paths, checkpoints)
         names = names_of(paths)
         if len(set(names)) < len(names):
             raise UsageError('CONFIG: one is named twice')
         models = {
-            name: build(name, load_config(path).model, options, checkpoint)
-            for name, path, checkpoint in zip(
-                names, paths, checkpoints or [None] * len(paths), strict=True
-            )
+            name: build(name, load_config(path).model, options)
+            for name, path in zip(names, paths, strict=True)
         }
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None
     results = measure(models, options)
     print(table(results, options))
     if target:
-        data = {name: asdict(result) for name, result in results.items()}
-        target.write_text(
-            json.dumps({'options': asdict(options), 'results': data}, indent=1)
-            + '\n'
-        )
+        found = {'options': asdict(options), 'results': results}
+        atomic_write(target, json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -17,16 +17,16 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
-    resume=dict(type='ExactResumeHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
+    # Our own, docs/reliability.md and docs/data.md. They are no custom_hooks:
+    # a config that sets those replaces the whole list.
+    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
+    exact_resume=dict(type='ExactResumeHook'),
+    data_defects=dict(type='DefectsHook'),
+    non_finite=dict(type='NonFiniteHook', action='skip', max_consecutive=10),
 )
-custom_hooks = [
-    dict(type='NumClassCheckHook'),
-    dict(type='DefectsHook'),
-    dict(type='NonFiniteHook', action='skip', max_consecutive=10),
-]
+custom_hooks = [dict(type='NumClassCheckHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -73,8 +73,8 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         custom_keys={
             'bias': dict(decay_mult=0.0),
-            'class_token': dict(decay_mult=0.0),
-            'position_table': dict(decay_mult=0.0),
+            'cls_token': dict(decay_mult=0.0),
+            'pos_embed': dict(decay_mult=0.0),
         },
     ),
     clip_grad=dict(max_norm=5.0),

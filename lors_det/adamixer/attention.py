@@ -27,12 +27,9 @@ class QueryAttention(nn.Module):
 
     Args:
         num_stages: Number of decoder stages.
-        embed_dims: Size C of a query's content.
+        embed_dims: Size C of a query's content, divisible by 8 and by H.
         num_heads: Number of attention heads H.
         stack: Where the projections of the stages come from (`StackConfig`).
-
-    Raises:
-        ValueError: If C is not divisible by 8 or by H.
     """
 
     def __init__(
@@ -43,16 +40,6 @@ class QueryAttention(nn.Module):
         stack: object = None,
     ) -> None:
         super().__init__()
-        if embed_dims % 8:
-            raise ValueError(
-                f'decoder.embed_dims={embed_dims}: expected a multiple of 8, '
-                'the position embedding has sine and cosine of 4 coordinates'
-            )
-        if embed_dims % num_heads:
-            raise ValueError(
-                f'decoder.embed_dims={embed_dims} is not divisible by '
-                f'decoder.num_heads={num_heads}'
-            )
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         key = 'decoder.stacks.attention'

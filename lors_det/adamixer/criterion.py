@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +14,9 @@ from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from lors_det.adamixer.builder import build_component
 from lors_det.adamixer.decoder import StageOutput
-from lors_det.adamixer.parts import build_part
+from lors_det.adamixer.settings import check_loss_weights
 
 FINITE = 1e7  # far beyond any image; its square is finite in float32
 
@@ -53,70 +52,15 @@ class SetCriterion(nn.Module):
         loss_iou: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.assigner = build_part(TASK_UTILS, assigner, 'criterion.assigner')
-        self.loss_cls = _build_loss(loss_cls, 'criterion.loss_cls')
-        self.loss_bbox = _build_loss(loss_bbox, 'criterion.loss_bbox')
-        self.loss_iou = _build_loss(loss_iou, 'criterion.loss_iou')
-        self.settings = {
-            'assigner': assigner,
-            'loss_cls': loss_cls,
-            'loss_bbox': loss_bbox,
-            'loss_iou': loss_iou,
-        }
-        costs = getattr(self.assigner, 'match_costs', ())
-        for index, cost in enumerate(costs):
-            key = f'criterion.assigner.match_costs[{index}].weight'
-            _check_weight(getattr(cost, 'weight', 1.0), key)
-
-    @torch.no_grad()
-    def check(self, num_classes: int) -> None:
-        """Try matcher and losses on one box, before a run depends on them.
-
-        They come from a registry and check little themselves: a wrong value
-        would else be found by the first batch.
-
-        Args:
-            num_classes: Number of classes.
-
-        Raises:
-            ValueError: If one of them fails or does not give what the
-                criterion reads.
-        """
-        # Losses may keep counts; the model may be built on the meta device.
-        trial = copy.deepcopy(self)
-        with torch.device('cpu'):
-            labels = torch.zeros(2, num_classes, dtype=torch.long)
-            labels[1, 0] = 1
-            logits = 2.0 * labels - 1
-            boxes = torch.tensor([[0.0, 0, 32, 32], [8, 8, 24, 20]])
-            stage = StageOutput(logits[None], boxes[None], boxes, boxes)
-            found, truth = boxes[1:], boxes[1:] + 1
-            image = ([truth], [torch.tensor([0])], torch.tensor([[32.0, 32]]))
-            norm = torch.tensor(1.0)
-            trials: dict[str, Callable[[], Tensor]] = {
-                'assigner': lambda: trial.match(stage, *image).sum(),
-                'loss_cls': lambda: trial.loss_cls(
-                    logits, labels, avg_factor=norm
-                ),
-                'loss_bbox': lambda: trial.loss_bbox(
-                    found / 32, truth / 32, avg_factor=norm
-                ),
-                'loss_iou': lambda: trial.loss_iou(
-                    found, truth, avg_factor=norm
-                ),
-            }
-            for name, run in trials.items():
-                setting = f'criterion.{name}={self.settings[name]!r}'
-                try:
-                    value = run()
-                except Exception as error:  # whatever a registered class may
-                    raise ValueError(
-                        f'{setting}: cannot run: {error}'
-                    ) from error
-                if value.ndim or not value.isfinite():
-                    raise ValueError(
-                        f'{setting}: gives {value}, expected a finite number'
-                    )
+        self.assigner = build_component(
+            TASK_UTILS, assigner, 'criterion.assigner'
+        )
+        self.loss_cls = build_component(MODELS, loss_cls, 'criterion.loss_cls')
+        self.loss_bbox = build_component(
+            MODELS, loss_bbox, 'criterion.loss_bbox'
+        )
+        self.loss_iou = build_component(MODELS, loss_iou, 'criterion.loss_iou')
+        check_loss_weights(self)
 
     def forward(
         self,
@@ -228,19 +172,3 @@ class SetCriterion(nn.Module):
                 stage.cls_logits[image, query].detach(), labels
             ).squeeze(),
         }
-
-
-def _build_loss(config: object, key: str) -> Any:
-    """Build a loss; none of mmdet's looks at its weight."""
-    loss = build_part(MODELS, config, key)
-    _check_weight(getattr(loss, 'loss_weight', 1.0), f'{key}.loss_weight')
-    return loss
-
-
-def _check_weight(weight: object, key: str) -> None:
-    """Refuse a weight that is no finite number, or negative."""
-    message = f'{key}={weight!r}: expected a finite number of at least 0'
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(message)
-    if not 0 <= weight < math.inf:
-        raise ValueError(message)

@@ -18,16 +18,7 @@ from lors_det.adamixer.geometry import (
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
 from lors_det.adamixer.sampling import AdaptiveSampling, Pyramid
-from lors_det.lors.config import check_at_least, check_list
-
-STACKS = (
-    'attention',
-    'offsets',
-    'mixing_kernels',
-    'mixing_out_proj',
-    'ffn',
-    'heads',
-)
+from lors_det.adamixer.settings import check_decoder
 
 
 class StageOutput(NamedTuple):
@@ -96,40 +87,24 @@ class AdaMixerDecoder(nn.Module):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {
-            'num_classes': num_classes,
-            'num_stages': num_stages,
-            'embed_dims': embed_dims,
-            'num_heads': num_heads,
-            'num_groups': num_groups,
-            'in_points': in_points,
-            'out_points': out_points,
-            'feedforward_channels': feedforward_channels,
-        }
-        check_at_least(
-            1,
-            **{f'decoder.{key}': value for key, value in sizes.items()},
-        )
-        check_at_least(
-            0,
-            **{
-                'decoder.num_cls_fcs': num_cls_fcs,
-                'decoder.num_reg_fcs': num_reg_fcs,
-            },
-        )
-        check_list(1, 'decoder.strides', strides)
         stacks = {} if stacks is None else stacks
-        if not isinstance(stacks, Mapping):
-            raise TypeError(
-                f'decoder.stacks={stacks!r}: expected a dict with keys out of '
-                f'{list(STACKS)}'
-            )
-        unknown = [step for step in stacks if step not in STACKS]
-        if unknown:
-            raise ValueError(
-                f'decoder.stacks has {unknown}: expected keys out of '
-                f'{list(STACKS)}'
-            )
+        check_decoder(
+            {
+                'num_classes': num_classes,
+                'num_stages': num_stages,
+                'embed_dims': embed_dims,
+                'num_heads': num_heads,
+                'num_groups': num_groups,
+                'in_points': in_points,
+                'out_points': out_points,
+                'feedforward_channels': feedforward_channels,
+                'num_cls_fcs': num_cls_fcs,
+                'num_reg_fcs': num_reg_fcs,
+                'strides': strides,
+                'stacks': stacks,
+                'with_cp': with_cp,
+            }
+        )
         self.num_classes = num_classes
         self.num_stages = num_stages
         self.embed_dims = embed_dims

@@ -14,12 +14,11 @@ from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
-from lors_det.adamixer.criterion import SetCriterion
+from lors_det.adamixer.builder import build_component
 from lors_det.adamixer.decoder import StageOutput
-from lors_det.adamixer.parts import build_part
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
-from lors_det.lors.config import check_at_least
+from lors_det.adamixer.settings import check_detector, check_fit
 
 
 @MODELS.register_module()
@@ -47,7 +46,7 @@ class AdaMixer(BaseDetector):
 
     Raises:
         TypeError: If a setting has a wrong type or an unknown name.
-        ValueError: If a setting is wrong, or neck and decoder do not fit.
+        ValueError: If a value is not possible, or neck and decoder do not fit.
     """
 
     def __init__(
@@ -67,54 +66,19 @@ class AdaMixer(BaseDetector):
             data_preprocessor=data_preprocessor, init_cfg=init_cfg
         )
         test_cfg = {} if test_cfg is None else test_cfg
-        if not isinstance(test_cfg, Mapping) or set(test_cfg) - {
-            'max_per_img'
-        }:
-            raise TypeError(
-                f"test_cfg={test_cfg!r}: expected a dict with 'max_per_img' "
-                'or without any key'
-            )
+        check_detector(num_queries, test_cfg, compile)
         self.max_per_img = test_cfg.get('max_per_img', num_queries)
-        check_at_least(
-            1,
-            **{
-                'num_queries': num_queries,
-                'test_cfg.max_per_img': self.max_per_img,
-            },
-        )
-        self.backbone = build_part(MODELS, backbone, 'backbone')
-        self.neck = build_part(MODELS, neck, 'neck')
-        self.decoder = build_part(MODELS, decoder, 'decoder')
-        self._check_pyramid()
+        self.backbone = build_component(MODELS, backbone, 'backbone')
+        self.neck = build_component(MODELS, neck, 'neck')
+        self.decoder = build_component(MODELS, decoder, 'decoder')
+        check_fit(self.neck, self.decoder)
         self.queries = InitialQueries(num_queries, self.decoder.embed_dims)
-        self.criterion = build_part(MODELS, criterion, 'criterion')
-        if isinstance(self.criterion, SetCriterion):
-            self.criterion.check(self.decoder.num_classes)
-        self._compile_parts(compile)
+        self.criterion = build_component(MODELS, criterion, 'criterion')
+        if compile is not False:
+            self._compile_parts({} if compile is True else compile)
 
-    def _compile_parts(self, options: bool | Mapping[str, Any]) -> None:
+    def _compile_parts(self, options: Mapping[str, Any]) -> None:
         """Compile all but the criterion, whose matching is not a graph."""
-        if options is True:
-            options = {}
-        if options is False:
-            return
-        if not isinstance(options, Mapping):
-            raise TypeError(
-                f'model.compile={options!r}: expected True, False or a dict '
-                'of options of torch.compile'
-            )
-        for name in ('fullgraph', 'disable'):  # which torch does not check
-            if not isinstance(options.get(name, True), bool):
-                raise TypeError(
-                    f'model.compile.{name}={options[name]!r}: expected True '
-                    'or False'
-                )
-        backend = options.get('backend', 'inductor')
-        if not isinstance(backend, str) and not callable(backend):
-            raise TypeError(
-                f'model.compile.backend={backend!r}: expected the name of a '
-                'backend of torch.compile'
-            )
         try:
             for part in (self.backbone, self.neck):
                 part.compile(**options)
@@ -124,23 +88,6 @@ class AdaMixer(BaseDetector):
                 f'model.compile={options!r}: expected options of '
                 f'torch.compile; {shorten(str(error), 200)}'
             ) from error
-
-    def _check_pyramid(self) -> None:
-        """Refuse a neck that does not give what the decoder reads."""
-        levels = getattr(self.neck, 'in_channels', None)
-        strides = self.decoder.strides
-        if levels is not None and len(levels) != len(strides):
-            raise ValueError(
-                f'decoder.strides={list(strides)}: the neck has '
-                f'{len(levels)} levels (neck.in_channels={list(levels)}), '
-                'expected one stride for each'
-            )
-        channels = getattr(self.neck, 'out_channels', None)
-        if channels is not None and channels != self.decoder.embed_dims:
-            raise ValueError(
-                f'neck.out_channels={channels}: expected '
-                f'decoder.embed_dims={self.decoder.embed_dims}'
-            )
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
@@ -152,13 +99,21 @@ class AdaMixer(BaseDetector):
             One (B, C, H_l, W_l) per level.
 
         Raises:
-            ValueError: If a level has not the stride that the decoder
-                expects.
+            ValueError: If number or stride of the levels are not those that
+                the decoder expects.
         """
         feats: tuple[Tensor, ...] = self.neck(self.backbone(batch_inputs))
-        for level, stride in enumerate(self.decoder.strides):
-            size = tuple(batch_inputs.shape[-2:])
-            found = tuple(feats[level].shape[-2:])
+        strides = self.decoder.strides
+        if len(feats) != len(strides):
+            raise ValueError(
+                f'decoder.strides={list(strides)}: the neck gives '
+                f'{len(feats)} levels, expected one stride for each'
+            )
+        size = tuple(batch_inputs.shape[-2:])
+        for level, (feat, stride) in enumerate(
+            zip(feats, strides, strict=True)
+        ):
+            found = tuple(feat.shape[-2:])
             if any(
                 abs(cells * stride - side) >= stride
                 for cells, side in zip(found, size, strict=True)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a trained dense decoder to the decoder of LORS."""
+"""Turn a trained dense decoder into the decoder of LORS."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lors_det.adamixer.decoder import STACKS, AdaMixerDecoder
+from lors_det.adamixer.decoder import AdaMixerDecoder
+from lors_det.adamixer.settings import STACKS
 from lors_det.lors import FitReport, StackConfig, factorise
 
 MODULES = {
@@ -25,22 +26,22 @@ def factorise_decoder(
     max_iters: int = 50,
     tol: float = 1e-6,
 ) -> dict[str, FitReport]:
-    """Turn a dense decoder into that of LORS, as near as its ranks allow.
+    """Turn a trained dense decoder into LORS, as near as its ranks allow.
 
-    In place. The decoder is then one that was built with ``stacks``, its
-    state dict fits there. Number of groups and of points stay: dense AdaMixer
-    has G = 4 and P_in = 32, the configs of LORS 2 and 64, which is another
-    architecture and not a matter of ranks.
+    In place. The state dict is then that of a decoder that was built with
+    ``stacks``. Numbers of groups and of points stay as they are: dense
+    AdaMixer has G = 4 and P_in = 32 and the configs of LORS have 2 and 64,
+    which no choice of ranks can change.
 
-    One term of the spatial kernels (P_out x P_in, 128 x 32) has at most rank
-    32 in its rows too. So exact are r = 32 and K = 4 there, where the channel
-    kernels (64 x 64) need r = 64: the two share one setting, and ``rank``
-    is limited by the smaller. `factorise` takes them apart.
+    One rank holds for both mixing kernels and is limited by the smaller one:
+    with P_in = 32 the spatial kernels (P_out x P_in, 128 x 32) allow at most
+    r = 32 and are exact with K = 4, while the channel kernels (64 x 64) would
+    need r = 64. `factorise` can give them different ranks.
 
     Args:
-        decoder: With trained dense stacks, on the steps to be changed.
-        stacks: `StackConfig` or its fields by the name of a step, as
-            `AdaMixerDecoder` has them.
+        decoder: With trained dense stacks in the steps that ``stacks`` names.
+        stacks: A `StackConfig` or its fields by the name of a step, as for
+            `AdaMixerDecoder`.
         max_iters: See `factorise`.
         tol: See `factorise`.
 

@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 
 from lors_det.adamixer.init import xavier_reset, zero_weights
-from lors_det.lors import StackConfig, StackedLayerNorm, StackedLinear
+from lors_det.lors import StackedLayerNorm, StackedLinear
 
 PRIOR_PROBABILITY = 0.01
 
@@ -146,10 +146,6 @@ class PredictionHeads(nn.Module):
         stack: object = None,
     ) -> None:
         super().__init__()
-        # One rank for both branches: name the limit that holds for both.
-        key = 'decoder.stacks.heads'
-        limit = min(embed_dims, num_classes, 4)
-        StackConfig.parse(stack, key).private_sizes(num_stages, limit, key)
         self.cls = Branch(
             num_stages, embed_dims, num_classes, num_cls_fcs, stack
         )

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lors_det.adamixer.init import xavier_reset
-from lors_det.lors import (
-    AdaptiveStack,
-    StackConfig,
-    StackedLayerNorm,
-    StackedLinear,
-)
+from lors_det.lors import AdaptiveStack, StackedLayerNorm, StackedLinear
 
 
 class AdaptiveMixing(nn.Module):
@@ -36,10 +31,6 @@ class AdaptiveMixing(nn.Module):
         out_proj: Where the output projection comes from (`StackConfig`).
         with_cp: Whether training recomputes the mixing in the backward pass
             instead of keeping matrices and activations.
-
-    Raises:
-        TypeError: If ``with_cp`` is not a bool.
-        ValueError: If C is not divisible by G.
     """
 
     def __init__(
@@ -54,21 +45,9 @@ class AdaptiveMixing(nn.Module):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(with_cp, bool):
-            raise TypeError(
-                f'decoder.with_cp={with_cp!r}: expected True or False'
-            )
-        if embed_dims % num_groups:
-            raise ValueError(
-                f'decoder.embed_dims={embed_dims} is not divisible by '
-                f'decoder.num_groups={num_groups}'
-            )
         self.with_cp = with_cp
         width = embed_dims // num_groups
         key = 'decoder.stacks.mixing_kernels'
-        # One rank for both matrices: name the limit that holds for both.
-        limit = min(width, in_points, out_points)
-        StackConfig.parse(kernels, key).private_sizes(num_stages, limit, key)
         self.channel = AdaptiveStack(
             num_stages, embed_dims, num_groups, width, width, kernels, key
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from lors_det.lors.config import check_at_least, check_list
+from lors_det.adamixer.settings import check_neck
 
 
 @MODELS.register_module()
@@ -39,20 +39,9 @@ class SharedNormMapper(nn.Module):
         num_norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        check_list(1, 'neck.in_channels', in_channels)
-        check_at_least(
-            1,
-            **{
-                'neck.out_channels': out_channels,
-                'neck.num_norm_groups': num_norm_groups,
-            },
-        )
-        if out_channels % num_norm_groups:
-            raise ValueError(
-                f'neck.out_channels={out_channels} is not divisible by '
-                f'neck.num_norm_groups={num_norm_groups}'
-            )
+        check_neck(in_channels, out_channels, num_norm_groups)
         self.in_channels = tuple(in_channels)
+        self.num_outs = len(self.in_channels)
         self.out_channels = out_channels
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, out_channels, 1) for channels in in_channels

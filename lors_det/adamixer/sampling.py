@@ -182,9 +182,6 @@ class AdaptiveSampling(nn.Module):
         num_groups: Number G of channel groups.
         in_points: Number P_in of points of a group.
         stack: Where the stages' maps come from (`StackConfig`).
-
-    Raises:
-        ValueError: If C is not divisible by G.
     """
 
     def __init__(
@@ -196,11 +193,6 @@ class AdaptiveSampling(nn.Module):
         stack: object = None,
     ) -> None:
         super().__init__()
-        if embed_dims % num_groups:
-            raise ValueError(
-                f'decoder.embed_dims={embed_dims} is not divisible by '
-                f'decoder.num_groups={num_groups}'
-            )
         self.num_groups = num_groups
         self.in_points = in_points
         self.offsets = StackedLinear(

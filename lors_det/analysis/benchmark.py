@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import nn
+from torch.utils.benchmark import timer
 
 from lors_det.adamixer.detector import sizes_of
 from lors_det.adamixer.postprocess import select_topk, to_instances
@@ -21,10 +22,8 @@ from lors_det.analysis import timing
 from lors_det.analysis.random_batch import random_batch
 from lors_det.analysis.tables import ascii_table
 from lors_det.errors import UsageError
-from lors_det.safe_load import install
 
-PREDICT_PARTS = ('backbone', 'neck', 'decoder', 'post-processing')
-TRAIN_PARTS = ('backbone', 'neck', 'decoder', 'criterion', 'backward')
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Options:
         amp: Type of automatic mixed precision; None for none.
         train: Whether to measure losses and gradients, or predictions.
         compile: Whether to set the key ``compile`` of the models.
-        repeats: Rounds that count.
+        repeats: Number of rounds.
 
     Raises:
         UsageError: If a value is wrong, or the device is not there.
@@ -54,49 +53,31 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        numbers = {
-            '--batch-size': self.batch_size,
-            '--image-size': min(self.image_size),
-            '--repeats': self.repeats,
-        }
-        for option, value in numbers.items():
+        for option, value in (
+            ('--batch-size', self.batch_size),
+            ('--image-size', min(self.image_size)),
+            ('--repeats', self.repeats),
+        ):
             if value < 1:
                 raise UsageError(f'{option} {value}: expected 1 or more')
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError:
-            kind = 'unknown'
-        if kind not in ('cpu', 'cuda'):
-            raise UsageError(
-                f'--device {self.device}: expected cpu, cuda or cuda:N'
-            )
-        if kind == 'cuda' and not torch.cuda.is_available():
-            raise UsageError(f'--device {self.device}: torch finds no GPU')
-        if self.amp == 'float16' and kind == 'cpu':
+        check_device(self.device)
+        if self.amp == 'float16' and self.device == 'cpu':
             raise UsageError('--amp float16 needs --device cuda')
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the parts, in order."""
-        return TRAIN_PARTS if self.train else PREDICT_PARTS
 
-
-@dataclass
-class Result:
-    """What was measured of one detector.
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
 
     Args:
-        seconds: Of every round, for a whole batch.
-        parts: The same by part; measured by themselves, with a wait for the
-            device after each.
-        peak_bytes: Memory beyond that of the weights; gradients are in it,
-            an optimizer is not. None where it cannot be counted: of compiled
-            code on a CPU.
-    """
+        device: Value of the option ``--device``.
 
-    seconds: list[float] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=dict)
-    peak_bytes: int | None = None
+    Raises:
+        UsageError: If it is neither the CPU nor a GPU that torch finds.
+    """
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise UsageError(f'--device {device}: expected cpu, cuda or cuda:N')
+    if device != 'cpu' and not torch.cuda.is_available():
+        raise UsageError(f'--device {device}: torch finds no GPU')
 
 
 class Subject:
@@ -110,79 +91,56 @@ class Subject:
     def __init__(self, model: Any, options: Options) -> None:
         self.model = model
         self.options = options
-        self.taken: dict[str, list[float]] = {p: [] for p in options.parts}
+        self.batch = random_batch(
+            options.batch_size,
+            options.image_size,
+            model.decoder.num_classes,
+            seed=0,
+        )
 
-    def whole(self, number: int) -> timing.Call:
-        """A batch the way that users run it: `timing.Prepare`."""
-        batch = self._batch(number)
+    def run(self, done: Callable[[str], object] = lambda part: None) -> None:
+        """Train or predict on the batch once, as the detector does.
 
-        def train() -> Any:
-            with self._autocast():
-                data = self.model.data_preprocessor(batch, True)
-                losses = self.model(**data, mode='loss')
-            loss = self.model.parse_losses(losses)[0]
-            loss.backward()
-            return loss
-
-        def predict() -> Any:
-            with torch.no_grad(), self._autocast():
-                data = self.model.data_preprocessor(batch, False)
-                return self.model(**data, mode='predict')
-
-        return train if self.options.train else predict
-
-    def by_part(self, number: int) -> timing.Call:
-        """The same step by step, each timed into ``taken``."""
-        batch = self._batch(number)
-        device = self.options.device
-
-        def call() -> None:
-            with torch.set_grad_enabled(self.options.train):
-                start = time.perf_counter()
-                for part in self._steps(batch):
-                    timing.synchronize(device)
-                    now = time.perf_counter()
-                    self.taken[part].append(now - start)
-                    start = now
-
-        return call
-
-    def _steps(self, batch: Any) -> Iterator[str]:
-        """Do one part after the other; say which one is done."""
+        Args:
+            done: Called with the name of each part when it is done.
+        """
         model, train = self.model, self.options.train
-        with self._autocast():
-            data = model.data_preprocessor(batch, train)
+        model.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(train), self._autocast():
+            data = model.data_preprocessor(self.batch, train)
             images, samples = data['inputs'], data['data_samples']
             feats = model.backbone(images)
-            yield 'backbone'
+            done('backbone')
             feats = model.neck(feats)
-            yield 'neck'
+            done('neck')
             sizes = sizes_of(images, samples)
             stages = model.decoder(feats, *model.queries(sizes))
-            yield 'decoder'
+            done('decoder')
             if not train:
                 top = select_topk(stages[-1], model.max_per_img)
                 to_instances(*top, [s.scale_factor for s in samples])
-                yield 'post-processing'
+                done('post-processing')
                 return
             truth = [sample.gt_instances for sample in samples]
-            losses = model.criterion(
-                stages, [t.bboxes for t in truth], [t.labels for t in truth],
-                sizes,
-            )  # fmt: skip
-            yield 'criterion'
+            boxes = [instances.bboxes for instances in truth]
+            labels = [instances.labels for instances in truth]
+            losses = model.criterion(stages, boxes, labels, sizes)
+            done('criterion')
         model.parse_losses(losses)[0].backward()
-        yield 'backward'
+        done('backward')
 
-    def _batch(self, number: int) -> dict[str, Any]:
-        """Random images and boxes; gradients from before are gone."""
-        self.model.zero_grad(set_to_none=True)
-        return random_batch(
-            self.options.batch_size,
-            self.options.image_size,
-            self.model.decoder.num_classes,
-            number,
-        )
+    def part_seconds(self) -> dict[str, float]:
+        """Run with a wait for the device after each part.
+
+        Returns:
+            Seconds by the name of the part.
+        """
+        times = {'start': timer()}
+        self.run(lambda part: times.update({part: timer()}))
+        return {
+            part: end - start
+            for (_, start), (part, end) in pairwise(times.items())
+        }
 
     def _autocast(self) -> torch.autocast:
         device, amp = self.options.device.split(':')[0], self.options.amp
@@ -191,18 +149,14 @@ class Subject:
 
 
 def build(
-    name: str,
-    model_cfg: Mapping[str, Any],
-    options: Options,
-    checkpoint: str | None = None,
+    name: str, model_cfg: Mapping[str, Any], options: Options
 ) -> nn.Module:
-    """Build a detector, with random weights or those of a checkpoint.
+    """Build a detector with random weights: time does not depend on them.
 
     Args:
         name: Of the config, for the error message.
         model_cfg: The config's ``model``.
         options: Device, mode, and whether to compile.
-        checkpoint: A file.
 
     Raises:
         UsageError: If it is no detector of this project, or cannot be built.
@@ -212,89 +166,70 @@ def build(
             f'{name}: model.type={model_cfg.get("type")!r}: expected '
             "'AdaMixer'"
         )
-    settings = copy.deepcopy(dict(model_cfg))
-    if options.compile:
-        settings['compile'] = True
+    settings = {**copy.deepcopy(model_cfg), 'compile': options.compile}
     init_default_scope('mmdet')
     try:
         model: nn.Module = MODELS.build(settings)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f'{name}: {error}') from error
-    if checkpoint:
-        install()
-        load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(options.device).train(options.train)
 
 
 def measure(
     models: Mapping[str, nn.Module], options: Options
 ) -> dict[str, Result]:
-    """Measure detectors in turns.
+    """Measure detectors in alternating rounds.
 
     Args:
         models: By name, on their device.
         options: How to measure.
+
+    Returns:
+        By name: ``seconds`` of every round for a whole batch; ``parts``, the
+        same by part, from runs of their own; ``peak_bytes`` beyond the
+        weights, None for compiled code on a CPU, which hides its memory.
     """
     subjects = {name: Subject(m, options) for name, m in models.items()}
-    calls: dict[str, timing.Prepare] = {}
-    for name, subject in subjects.items():
-        calls[name] = subject.whole
-        calls[f'{name} by part'] = subject.by_part
-    seconds = timing.measure(calls, options.repeats, device=options.device)
+    seconds = timing.measure(
+        {name: subject.run for name, subject in subjects.items()},
+        options.repeats,
+    )
     found = {}
     for name, subject in subjects.items():
+        rounds = [subject.part_seconds() for _ in range(options.repeats)]
         peak = None
         if not (options.compile and options.device == 'cpu'):
-            peak = timing.peak_bytes(subject.whole(0), options.device)
-        parts = {
-            part: taken[-options.repeats :]  # without the warm-up
-            for part, taken in subject.taken.items()
+            peak = timing.peak_bytes(subject.run, options.device)
+        found[name] = {
+            'seconds': seconds[name],
+            'parts': {p: [r[p] for r in rounds] for p in rounds[0]},
+            'peak_bytes': peak,
         }
-        found[name] = Result(seconds[name], parts, peak)
     return found
 
 
 def table(results: Mapping[str, Result], options: Options) -> str:
-    """Results for a terminal; ratios are against the first.
+    """Lay results out for a terminal; ratios are against the first.
 
     Args:
-        results: By the name of the detector.
+        results: What `measure` returns.
         options: How they were measured.
     """
     first = next(iter(results.values()))
     header = ['config', 'time vs. first', 'images/s', 'ms per batch']
-    rows = [[*header, *(f'{part} [ms]' for part in options.parts), 'peak']]
+    rows = [[*header, *(f'{part} [ms]' for part in first['parts']), 'peak']]
     for name, result in results.items():
-        whole = timing.Spread.of(result.seconds)
-        parts = (timing.Spread.of(result.parts[p]) for p in options.parts)
-        peak = result.peak_bytes
+        whole = timing.Spread.of(result['seconds'])
+        parts = (timing.Spread.of(s) for s in result['parts'].values())
+        peak = result['peak_bytes']
         rows.append(
             [
                 name,
-                _spread(timing.ratio(result.seconds, first.seconds), 1, 2),
+                timing.ratio(result['seconds'], first['seconds']).text(),
                 f'{options.batch_size / whole.median:.2f}',
-                _spread(whole, 1e3, 1),
+                whole.text(1, 1e3),
                 *(f'{1e3 * part.median:.1f}' for part in parts),
                 'not counted' if peak is None else f'{peak / 1e6:.0f} MB',
             ]
         )
     return ascii_table(rows)
-
-
-def _spread(value: timing.Spread, scale: float, digits: int) -> str:
-    middle, low, high = (
-        f'{scale * x:.{digits}f}'
-        for x in (value.median, value.low, value.high)
-    )
-    return f'{middle} ({low}-{high})'
-
-
-def check_checkpoints(
-    configs: Sequence[str], checkpoints: Sequence[str]
-) -> None:
-    """Raise UsageError unless all configs have a checkpoint, or none."""
-    if checkpoints and len(checkpoints) != len(configs):
-        raise UsageError(
-            f'--checkpoint: {len(checkpoints)} files for {len(configs)} '
-            'configs; expected one for each, in their order'
-        )

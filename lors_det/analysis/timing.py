@@ -1,31 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure time and memory of calls, side by side and in turns."""
+"""Compare the time of calls in alternating rounds; count their memory."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from statistics import median, quantiles
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.benchmark import Timer
 
 Call = Callable[[], object]
-#: From the number of a round to a call on fresh inputs; not timed itself.
-Prepare = Callable[[int], Call]
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Median and quartiles of repeated measurements."""
 
     median: float
@@ -34,102 +25,65 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Summarise values; one alone is its own quartiles."""
-        values = list(values)
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, _, high = quantiles(values, n=4, method='inclusive')
-        return cls(median(values), low, high)
+        """Summarise values; a single value is its own quartiles."""
+        return cls(*np.quantile([*values], [0.5, 0.25, 0.75]).tolist())
+
+    def text(self, digits: int = 2, scale: float = 1) -> str:
+        """Format as ``1.47 (1.45-1.50)``: the median and the quartiles.
+
+        Args:
+            digits: Digits behind the point.
+            scale: Factor to another unit.
+        """
+        median, low, high = (f'{scale * x:.{digits}f}' for x in self)
+        return median if low == high else f'{median} ({low}-{high})'
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, as torch's allocator does on a GPU.
+def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Time calls in rounds: each once in a round, in alternating order.
 
-    Otherwise every large tensor comes from the system, page by page, and a
-    measurement is one of page faults. Elsewhere than on glibc, nothing.
+    What slows the machine for a while slows all calls of a round, so that
+    ratios within a round stay. `torch.utils.benchmark.Timer` times: it makes
+    two calls to warm up, waits for the GPU, and holds garbage collection.
+
+    Args:
+        calls: What to time, by name.
+        rounds: Number of rounds.
+
+    Returns:
+        Seconds of every round, by name.
     """
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no mapping for a single tensor
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer('call()', globals={'call': call}, num_threads=threads)
+        for name, call in calls.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in calls if number % 2 else reversed([*calls]):
+            seconds[name] += timers[name].timeit(1).times
+    return seconds
 
 
 def ratio(seconds: Iterable[float], baseline: Iterable[float]) -> Spread:
-    """How much longer one takes, round by round.
-
-    What slows the machine for a while slows both sides of a round.
+    """Divide round by round.
 
     Args:
         seconds: Of every round.
         baseline: Of the same rounds.
+
+    Returns:
+        How many times longer the first takes.
     """
     pairs = zip(seconds, baseline, strict=True)
     return Spread.of(mine / theirs for mine, theirs in pairs)
 
 
-def measure(
-    variants: Mapping[str, Prepare],
-    repeats: int,
-    warm_up: int = 2,
-    device: str = 'cpu',
-) -> dict[str, list[float]]:
-    """Time variants in turns, in alternating order.
-
-    In a round every variant is prepared with the round's number, so that all
-    can draw the same random inputs. The clock starts and stops when the
-    device has nothing left to do. Garbage is collected between the calls, and
-    only there.
-
-    Args:
-        variants: What to time, by name.
-        repeats: Rounds that count.
-        warm_up: Rounds before that do not.
-        device: Where the variants run.
-
-    Returns:
-        Seconds of every round, by the variant's name.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    enabled = gc.isenabled()
-    gc.disable()
-    gc.collect()
-    gc.freeze()  # what is there now stays: not looked at again and again
-    try:
-        for number in range(warm_up + repeats):
-            names = list(variants)
-            for name in names if number % 2 else reversed(names):
-                taken = _time(variants[name](number), device)
-                if number >= warm_up:
-                    seconds[name].append(taken)
-                gc.collect()
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
-    return seconds
-
-
-def _time(call: Call, device: str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    result = call()
-    synchronize(device)
-    taken = time.perf_counter() - start
-    del result  # not before: freeing is not part of the call
-    return taken
-
-
-def synchronize(device: str) -> None:
-    """Wait until a device has done what it was given."""
-    if device.startswith('cuda'):
-        torch.cuda.synchronize(device)
-
-
 def peak_bytes(call: Call, device: str = 'cpu') -> int:
-    """Largest memory in use during a call, beyond what was before it.
+    """Measure the largest memory in use during a call, less that before it.
 
     On a GPU torch's allocator counts; elsewhere `LiveBytes` does, which slows
-    the call: do not time it at once.
+    the call: do not time it in the same run.
 
     Args:
         call: What to run, once.
@@ -139,15 +93,12 @@ def peak_bytes(call: Call, device: str = 'cpu') -> int:
         Bytes.
     """
     if device.startswith('cuda'):
-        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        result = call()
-        synchronize(device)
+        call()
         return torch.cuda.max_memory_allocated(device) - before
     with LiveBytes() as memory:
-        result = call()
-    del result
+        call()
     return memory.peak
 
 
@@ -157,6 +108,8 @@ class LiveBytes(TorchDispatchMode):
     Counted are storages that operators return while the mode is on, on any
     device, the meta device too. What an operator allocates for itself and
     frees before it returns is not seen, nor is compiled code.
+
+    No public module of torch has the class that it derives from.
     """
 
     def __init__(self) -> None:
@@ -170,7 +123,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         """Run an operator, then count what is new in its result."""
         kwargs = kwargs or {}
-        for storage in _storages((args, kwargs)):
+        for storage in _storages([*args, *kwargs.values()]):
             self._follow(storage, 0)  # was there before
         result = func(*args, **kwargs)
         for storage in _storages(result):
@@ -178,7 +131,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
-        key = storage._cdata
+        key = id(storage)  # the same object as long as the memory lives
         if key in self._known:
             return
         self._known.add(key)
@@ -191,47 +144,10 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def saved_bytes(forward: Call, parameters: Iterable[Tensor]) -> int:
-    """Bytes that a forward pass keeps for its backward pass.
-
-    Args:
-        forward: The pass; called once.
-        parameters: Tensors that are there anyway: not counted.
-
-    Returns:
-        The size of what autograd saves, each storage once.
-    """
-    there = {x.untyped_storage()._cdata for x in parameters}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in there:
-            kept[storage._cdata] = storage  # alive, or its key is reused
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        result = forward()
-    del result
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def multiply_adds(call: Call) -> int:
-    """Multiply-adds of the matrix products of a call.
-
-    Counted by torch's ``FlopCounterMode``; operators that work element by
-    element are not counted, nor is sampling.
-
-    Args:
-        call: What to run, once; on the meta device it costs no time.
-    """
-    counter = FlopCounterMode(display=False)
-    with counter:
-        call()
-    return int(counter.get_total_flops()) // 2
-
-
-def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf.untyped_storage()
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    """Find the storages of all tensors in arguments or results."""
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _storages(entry)

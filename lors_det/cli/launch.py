@@ -23,7 +23,11 @@ from torch.distributed.rendezvous import rendezvous
 from lors_det.cli.checks import check_dataset, check_work_dir
 from lors_det.errors import UsageError
 from lors_det.files import check_file, check_output
-from lors_det.hooks.checkpoint import newest_checkpoint
+from lors_det.hooks.checkpoint import (
+    checkpoint_folder,
+    latest_checkpoint,
+    set_aside_checkpoints,
+)
 from lors_det.safe_load import install
 
 
@@ -91,7 +95,7 @@ def train(args: argparse.Namespace) -> None:
                 'auto_scale_lr.base_batch_size'
             )
         cfg.auto_scale_lr.enable = True
-    resume_from = _resume_from(args, cfg.work_dir)
+    resume_from = _resume_from(args, cfg)
     if resume_from:
         cfg.resume, cfg.load_from = True, resume_from
     for loop in ('train', 'val'):
@@ -99,6 +103,10 @@ def train(args: argparse.Namespace) -> None:
     if cfg.get('load_from'):
         what = '--resume' if resume_from else 'load_from'
         check_file(cfg.load_from, what)
+    if not resume_from and os.environ.get('RANK', '0') == '0':
+        set_aside_checkpoints(
+            checkpoint_folder(cfg), needed=cfg.get('load_from')
+        )
     try:
         runner = _build_runner(cfg)
         runner.train()
@@ -206,23 +214,25 @@ def _restarts() -> int:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', -1))
 
 
-def _resume_from(args: argparse.Namespace, work_dir: str) -> str | None:
-    """The checkpoint that training goes on from, if it does."""
-    launched = Path(work_dir, '.launched')
+def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
+    """Return the checkpoint to resume from, if any."""
+    folder = checkpoint_folder(cfg)
+    launched = Path(cfg.work_dir, '.launched')
     if _restarts() == 0 and os.environ['RANK'] == '0':
         launched.parent.mkdir(parents=True, exist_ok=True)
         launched.touch()
     elif _restarts() > 0 and launched.is_file():
-        # A worker died: go on with what this launch has written, or do once
+        # A worker died: resume from what this launch has written, or do once
         # more as the command says.
-        found = newest_checkpoint(work_dir, launched.stat().st_mtime_ns)
+        since = launched.stat().st_mtime_ns
+        found = latest_checkpoint(folder, args.trust, since)
         if found:
             return found
     if args.resume and args.resume != 'auto':
         return args.resume
-    found = newest_checkpoint(work_dir) if args.resume else None
+    found = latest_checkpoint(folder, args.trust) if args.resume else None
     if not found and not args.overwrite:
-        check_work_dir(work_dir)
+        check_work_dir(folder)
     return found
 
 

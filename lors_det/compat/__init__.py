@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lets ``mmcv.ops`` import and run without its compiled extension."""
+"""A stand-in for mmcv's compiled extension, so that ``mmcv.ops`` works."""
 
 from lors_det.compat.missing import MissingOpError
-from lors_det.compat.mmcv_ext import ensure_mmcv_ext, is_stand_in
+from lors_det.compat.mmcv_ext import ensure_mmcv_ext
 
-__all__ = ['MissingOpError', 'ensure_mmcv_ext', 'is_stand_in']
+__all__ = ['MissingOpError', 'ensure_mmcv_ext']

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for an op of ``mmcv._ext`` that is not served."""
+"""Placeholders for the ops of ``mmcv._ext`` that the stand-in lacks."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 _ADVICE = (
     "{what} needs mmcv's compiled extension (mmcv._ext), which this "
-    'environment lacks; the stand-in of lors_det does not serve it. In an '
+    'environment lacks; the stand-in of lors_det does not have it. In an '
     'environment with torch and a C++ compiler, `pip install '
     '--no-build-isolation --no-binary onedl-mmcv onedl-mmcv` builds one; see '
     'also https://mmcv.readthedocs.io/en/latest/get_started/installation.html'
@@ -14,24 +14,24 @@ _ADVICE = (
 
 
 class MissingOpError(NotImplementedError):
-    """An op of mmcv's compiled extension was called and is not served."""
+    """An op was called that only mmcv's compiled extension has."""
 
 
 def missing_op_error(what: str) -> MissingOpError:
-    """Return the error that says what is missing and how to get it.
+    """Return the error that names a missing op and how to get it.
 
     Args:
-        what: The op, as the message is to name it.
+        what: The subject of the message, like ``The op 'roi_pool_forward'``.
     """
     return MissingOpError(_ADVICE.format(what=what))
 
 
 @dataclass(frozen=True)
 class MissingOp:
-    """A callable that stands for one op and raises when it is called.
+    """A placeholder for one op, which raises when it is called.
 
-    ``mmcv.ops`` asserts at import that every op exists, so an op that is not
-    served must still be there; only a model that uses it may fail.
+    ``mmcv.ops`` asserts at import that every op exists; only a model that uses
+    a missing one may fail.
 
     Args:
         name: The op's name in ``mmcv._ext``.
@@ -40,7 +40,7 @@ class MissingOp:
     name: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise, whatever the arguments.
+        """Raise an error that says how to get the op.
 
         Args:
             args: Ignored.

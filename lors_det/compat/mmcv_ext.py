@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for mmcv's compiled extension, where that is absent.
+"""A stand-in for mmcv's compiled extension where it is missing.
 
-``mmcv.ops`` imports ``mmcv._ext`` and asserts that it holds every op, so a
-pure-Python mmcv cannot import ``mmcv.ops``, and with it most of
-``mmdet.models``. The stand-in is offered through a finder at the end of
-``sys.meta_path`` that answers for ``mmcv._ext`` alone, rather than as a module
-put into ``sys.modules`` at once, because then
+``mmcv.ops`` imports ``mmcv._ext`` and asserts that it has every op, so
+without the compiled extension neither ``mmcv.ops`` nor most of
+``mmdet.models`` can be imported. The stand-in is offered by a finder at the
+end of ``sys.meta_path`` that finds only ``mmcv._ext``. Putting a module into
+``sys.modules`` would be shorter, but with a finder
 
-- the import system itself prefers a real extension: the stand-in is made only
-  when every other finder has said that there is none, and a real one that is
-  found but fails to load (an ABI mismatch, say) raises its own error;
+- the import system prefers a real extension: the stand-in is made only when
+  no other finder has one, and a real one that fails to load (because it was
+  built for another torch, say) raises its own error;
 - neither mmcv nor torch is imported before something asks for them;
-- the module has a spec, so ``importlib.util.find_spec`` and what builds on it
-  (``mmcv.utils.check_ops_exist``, ``mmengine``'s ``mmcv_full_available``) see
-  it.
+- the module has a spec, which ``importlib.util.find_spec``,
+  ``mmcv.utils.check_ops_exist`` and mmengine's ``mmcv_full_available`` need.
 
-A process that never imports ``lors_det`` is not affected. In one that does,
-``lors_det`` has to be imported before the modules of mmdet that use
-``mmcv.ops``: some of them catch the ``ImportError`` and keep placeholders.
+Import ``lors_det`` before the modules of mmdet that use ``mmcv.ops``: some of
+them catch the ``ImportError`` and keep placeholders.
 """
 
 import importlib.util
@@ -30,22 +28,21 @@ from types import ModuleType
 from typing import Any
 
 from lors_det.compat.missing import MissingOp
-from lors_det.compat.ops import SERVED, load_op
+from lors_det.compat.ops import OPS, load_op
 
 _NAME = 'mmcv._ext'
-# Also the mark by which the stand-in is told from a real extension; class
-# identity would not outlive a reload of this module.
+# Marks the stand-in; isinstance would fail after a reload of this module.
 _ORIGIN = 'lors_det.compat'
-# Loaded by mmdet.apis, mmdet.datasets and mmdet.models, and among the first
-# that fall back to a placeholder.
+# One of the modules of mmdet that keep placeholders; mmdet.apis,
+# mmdet.datasets and mmdet.models import it.
 _PLACEHOLDER_MODULE = 'mmdet.structures.mask.structures'
 
 
 class StandInExt(ModuleType):
-    """The stand-in module: every public name is an op, served or missing."""
+    """The stand-in: every public name is an op or a placeholder for one."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return the served op of this name, else one that raises if called.
+        """Return the op of this name, or a placeholder if there is none.
 
         Args:
             name: The op's name.
@@ -63,12 +60,12 @@ class StandInExt(ModuleType):
         return op
 
     def __dir__(self) -> list[str]:
-        """Return the module's own names and the served ops."""
-        return sorted({*super().__dir__(), *SERVED})
+        """Return the names of the module's attributes and ops."""
+        return sorted({*super().__dir__(), *OPS})
 
 
 class StandInFinder(MetaPathFinder, Loader):
-    """Finder and loader of the stand-in, for ``mmcv._ext`` alone."""
+    """Finder and loader of the stand-in; finds only ``mmcv._ext``."""
 
     stand_in_for = _NAME
 
@@ -78,12 +75,12 @@ class StandInFinder(MetaPathFinder, Loader):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Return the stand-in's spec if no other finder has the extension.
+        """Return the stand-in's spec if there is no real extension.
 
         Args:
             fullname: The module asked for.
             path: The directories of its parent package.
-            target: Unused; part of the protocol.
+            target: Unused.
         """
         if fullname != _NAME or _has_real(path):
             return None
@@ -98,7 +95,7 @@ class StandInFinder(MetaPathFinder, Loader):
         return StandInExt(spec.name, "lors_det's stand-in for mmcv._ext.")
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the ops are loaded when they are first asked for.
+        """Do nothing: each op is imported when it is first used.
 
         Args:
             module: The stand-in module.
@@ -106,16 +103,16 @@ class StandInFinder(MetaPathFinder, Loader):
 
 
 def _is_ours(finder: object) -> bool:
-    """Return whether a finder is the stand-in's, of this load or another."""
+    """Return whether a finder is a `StandInFinder`, also after a reload."""
     return getattr(finder, 'stand_in_for', None) == _NAME
 
 
 def _has_real(path: Sequence[str] | None) -> bool:
-    """Return whether any other finder answers for the extension.
+    """Return whether another finder finds the extension.
 
-    Also asks finders that come after the stand-in's: an editable install may
-    append its own later. One that raises has answered: what it raises is for
-    whoever imports the extension, not for who asks if there is one.
+    Finders after the stand-in's count too: an editable install may append one.
+    A finder that raises counts as well: its error belongs to the import of the
+    extension, not to this question.
     """
     for finder in sys.meta_path:
         if not _is_ours(finder) and hasattr(finder, 'find_spec'):
@@ -130,18 +127,15 @@ def _has_real(path: Sequence[str] | None) -> bool:
 
 def _mmcv_path() -> Sequence[str] | None:
     """Return the directories of the package mmcv without importing it."""
-    loaded = sys.modules.get('mmcv')
-    if loaded is not None:
-        return getattr(loaded, '__path__', None)
     try:
         spec = importlib.util.find_spec('mmcv')
-    except ImportError:
+    except (ImportError, ValueError):
         return None
     return None if spec is None else spec.submodule_search_locations
 
 
 def _stand_in_applies() -> bool:
-    """Return whether importing ``mmcv._ext`` is to give the stand-in."""
+    """Return whether ``import mmcv._ext`` should import the stand-in."""
     if _NAME in sys.modules:
         spec = getattr(sys.modules[_NAME], '__spec__', None)
         return getattr(spec, 'origin', None) == _ORIGIN
@@ -149,22 +143,14 @@ def _stand_in_applies() -> bool:
     return path is not None and not _has_real(path)
 
 
-def is_stand_in() -> bool:
-    """Return whether ``mmcv._ext`` is the stand-in, or would be if imported.
-
-    False too while :func:`ensure_mmcv_ext` has not been called.
-    """
-    return any(map(_is_ours, sys.meta_path)) and _stand_in_applies()
-
-
 def ensure_mmcv_ext() -> bool:
-    """Offer the stand-in where mmcv is installed without its extension.
+    """Offer the stand-in if mmcv is installed without its extension.
 
-    Cheap and idempotent: it looks for files and imports nothing.
+    Further calls change nothing. Looks for files and imports nothing.
 
     Returns:
-        True if the stand-in is in use, False if mmcv has a real extension or
-        is not installed; nothing is changed then.
+        Whether the stand-in is in use; not if mmcv has a real extension or is
+        not installed.
     """
     if not _stand_in_applies():
         return False

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the official AdaMixer and LORS releases."""
+"""Convert checkpoints of the official AdaMixer and LORS releases."""

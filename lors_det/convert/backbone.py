@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backbone a checkpoint holds, from names and shapes.
+"""Recognise the backbone of a checkpoint by its names and shapes.
 
 ResNet, ResNeXt (also with deformable convolution) and Swin have the same
 names in mmdet 2.x, which the releases are built on, and in mmdet 3.x.
@@ -11,31 +11,24 @@ import re
 from collections import Counter
 from typing import Any
 
-from lors_det.convert.shapes import Shapes
-from lors_det.errors import UsageError
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
 
-#: Depth of a ResNet by whether its blocks are bottlenecks, and their number.
-RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
-    (False, (2, 2, 2, 2)): 18,
-    (False, (3, 4, 6, 3)): 34,
-    (True, (3, 4, 6, 3)): 50,
-    (True, (3, 4, 23, 3)): 101,
-    (True, (3, 8, 36, 3)): 152,
-}
+from lors_det.convert.tensors import Shapes
+from lors_det.errors import UsageError
 
 
 def backbone_config(shapes: Shapes) -> dict[str, Any]:
-    """Describe a backbone, as a change of this project's ResNet-50.
+    """Return the settings of a backbone, as a change of our ResNet-50's.
 
-    What shapes do not tell, like the drop path rate, is left at what the
-    releases use.
+    Settings that no shape depends on, like the drop path rate, are those of
+    the releases.
 
     Args:
         shapes: Shapes of the whole checkpoint.
 
     Returns:
-        Settings for ``model.backbone``; ``_delete_`` where nothing of
-        ResNet-50 holds.
+        Settings for ``model.backbone``; with ``_delete_`` if they replace
+        those of the ResNet-50.
 
     Raises:
         UsageError: If it is none of ResNet, ResNeXt and Swin.
@@ -46,13 +39,13 @@ def backbone_config(shapes: Shapes) -> dict[str, Any]:
         return _swin(shapes)
     found = [name for name in shapes if name.startswith('backbone.')][:3]
     raise UsageError(
-        f'{shapes.source}: the backbone is none of ResNet, ResNeXt and '
+        f'{shapes.file}: the backbone is none of ResNet, ResNeXt and '
         f'Swin by the names of mmdet; its tensors: {found or "none"}'
     )
 
 
 def _blocks(shapes: Shapes, pattern: str) -> tuple[int, ...]:
-    """Number of blocks of every stage; the pattern finds (stage, block)."""
+    """Count the blocks of every stage; the pattern has (stage, block)."""
     matches = (re.match(pattern, name) for name in shapes)
     found = {(int(m[1]), int(m[2])) for m in matches if m}
     counts = Counter(stage for stage, _ in found)
@@ -63,13 +56,17 @@ def _resnet(shapes: Shapes) -> dict[str, Any]:
     first = 'backbone.layer1.0'
     bottleneck = f'{first}.conv3.weight' in shapes
     blocks = _blocks(shapes, r'backbone\.layer(\d+)\.(\d+)\.')
-    depth = RESNET_DEPTHS.get((bottleneck, blocks))
-    if depth is None:
+    depths = [
+        depth
+        for depth, (block, stages) in ResNet.arch_settings.items()
+        if (block is Bottleneck, stages) == (bottleneck, blocks)
+    ]
+    if not depths:
         kind = 'bottlenecks' if bottleneck else 'basic blocks'
         raise UsageError(
-            f'{shapes.source}: no ResNet has {blocks} {kind} in its stages'
+            f'{shapes.file}: no ResNet has {blocks} {kind} in its stages'
         )
-    config: dict[str, Any] = {'depth': depth}
+    config: dict[str, Any] = {'depth': depths[0]}
     width = shapes[f'{first}.conv1.weight'][0]
     groups = width // shapes[f'{first}.conv2.weight'][1]
     base = shapes[f'{first}.conv3.weight'][0] // 4 if bottleneck else width
@@ -86,7 +83,7 @@ def _resnet(shapes: Shapes) -> dict[str, Any]:
 
 
 def _deformable(shapes: Shapes) -> dict[str, Any]:
-    """The stages with deformable convolution, and its version."""
+    """Return the settings of deformable convolution, if there is one."""
     pattern = r'backbone\.layer(\d+)\.\d+\.conv2\.conv_offset\.weight'
     found = {
         int(match[1]): shapes[name][0]
@@ -95,7 +92,7 @@ def _deformable(shapes: Shapes) -> dict[str, Any]:
     }
     if not found:
         return {}
-    # An offset is (x, y) for each of 3 x 3 places, v2 adds a weight.
+    # For each of 3 x 3 taps an offset (y, x), and a factor in version 2.
     channels = next(iter(found.values()))
     version, per_group = ('DCN', 18) if channels % 18 == 0 else ('DCNv2', 27)
     return {

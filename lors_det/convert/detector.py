@@ -1,200 +1,228 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole detectors from the releases' names to ours and back, strictly."""
+"""Recognise a detector of a release by its names and shapes."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 import lors_det.adamixer  # noqa: F401  # registers the detector's parts
 from lors_det.adamixer.queries import InitialQueries
-from lors_det.convert.layout import (
-    DetectorLayout,
-    detector_layout,
-    layout_of_ours,
+from lors_det.convert.backbone import backbone_config
+from lors_det.convert.detector_names import (
+    DENSE_MIXING,
+    HEAD,
+    LORS_MIXING,
+    DecoderSizes,
+    decoder_renames,
+    neck_renames,
 )
-from lors_det.convert.official import (
-    Pair,
-    decoder_pairs,
-    from_official,
-    neck_pairs,
-    to_official,
-)
-from lors_det.convert.shapes import Shapes, inferring
+from lors_det.convert.tensors import OfficialModel, Rename, Shapes
 from lors_det.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted detector.
-
-    Args:
-        state: The tensors under their new names.
-        layout: What the detector is.
-        unused: Source tensors that the detector has no place for.
-        notes: What its user should know.
-    """
-
-    state: dict[str, Tensor]
-    layout: DetectorLayout
-    unused: list[str]
-    notes: list[str]
+BASE_CONFIG = '../adamixer/adamixer_r50_1x_coco.py'
+FIRST_HEAD = HEAD.format(0)
+FIRST_MIXING = DENSE_MIXING.format(0)
+LORS_GENERATOR = f'{LORS_MIXING}common_parameter_generator.weight'
+DENSE_GENERATOR = f'{FIRST_MIXING}adaptive_mixing.parameter_generator.0.weight'
+OFFSETS = f'{FIRST_MIXING}sampling_offset_generator.0.weight'
+QUERIES = 'rpn_head.init_content_features.weight'
+BOXES = 'rpn_head.init_proposal_bboxes.weight'
 
 
-def convert_detector(state: Mapping[str, Tensor], source: str) -> Converted:
-    """From the names of a release to ours.
+def recognise_detector(
+    state: Mapping[str, Tensor], file: str
+) -> OfficialModel:
+    """Read the settings of a detector from its shapes, and its names.
 
     Args:
         state: Tensors by their official names.
-        source: Name of the file, for error messages.
+        file: Name of the file, for error messages.
 
     Raises:
-        UsageError: If it is no detector of a release, lacks a tensor, or has
-            one whose shape does not fit.
+        UsageError: If it belongs to neither release, or lacks a tensor.
     """
-    with inferring(source):
-        layout = detector_layout(Shapes(state, source))
-    pairs, unused = _fit(state, layout, source)
-    ours = from_official(state, iter(pairs))
-    table = ours['queries.boxes']
-    constant = InitialQueries(len(table), 8).boxes
-    same = torch.equal(table.float(), constant)
-    note = (
-        'the initial boxes are the constant of the releases'
-        if same
-        else 'the initial boxes are not the constant of the releases: kept '
-        'in queries.boxes'
-    )
-    return Converted(ours, layout, unused, [note])
-
-
-def revert_detector(state: Mapping[str, Tensor], source: str) -> Converted:
-    """From our names to those of a release.
-
-    Args:
-        state: Our tensors by name.
-        source: Name of the file, for error messages.
-
-    Raises:
-        UsageError: If no release has such a detector, a tensor is missing,
-            or has a shape that does not fit.
-    """
-    with inferring(source):
-        decoder = layout_of_ours(state, source)
-    num_levels = Shapes(state, source).count('neck.convs.{}.weight')
-    pairs = [
-        *decoder_pairs(decoder),
-        *neck_pairs(num_levels),
-        *_same_names(name for name in state if name.startswith('backbone.')),
-    ]
-    try:
-        theirs = to_official(state, iter(pairs))
-    except RuntimeError as error:
+    shapes = Shapes(state, file)
+    if LORS_GENERATOR not in shapes and DENSE_GENERATOR not in shapes:
+        parts = sorted({name.split('.')[0] for name in shapes})
         raise UsageError(
-            f'{source}: the shapes of the mixing generators do not fit each '
-            f'other: {error}'
-        ) from None
-    missing = [
-        name for pair in pairs for name in pair.ours if name not in state
-    ]
-    if missing:
-        raise UsageError(
-            f'{source} lacks {len(missing)} tensors that every detector of '
-            f'the releases has: {_some(missing)}; they have dense weights '
-            'outside of the mixing, and a private part in every stage'
+            f'{file} is a checkpoint of another architecture: expected '
+            f'AdaMixer ({FIRST_MIXING}*) or LORS ({LORS_MIXING}*), found '
+            f'the parts {", ".join(parts) or "none"}'
         )
-    with inferring(source):
-        layout = detector_layout(Shapes(theirs, source))
-    _, unused = _fit(theirs, layout, source)
-    known = {name for pair in pairs for name in pair.ours}
-    unused += [f'{k} {tuple(state[k].shape)}' for k in state if k not in known]
-    return Converted(theirs, layout, unused, [])
+    sizes, in_points, out_points = _decoder_sizes(shapes)
+    num_queries, dims = shapes[QUERIES]
+    num_levels = shapes.count('neck.lateral_convs.{}.conv.weight')
+    num_classes = shapes[f'{FIRST_HEAD}fc_cls.weight'][0]
+    ffn = shapes[f'{FIRST_HEAD}ffn.layers.0.0.weight']
+    stacks = _lors_stacks(shapes, sizes) if sizes.lors else {}
+    settings: dict[str, Any] = {
+        'num_queries': num_queries,
+        'backbone': backbone_config(shapes),
+        'neck': {
+            'in_channels': tuple(
+                shapes[f'neck.lateral_convs.{level}.conv.weight'][1]
+                for level in range(num_levels)
+            ),
+            'out_channels': dims,
+        },
+        'decoder': {
+            'num_classes': num_classes,
+            'num_stages': sizes.num_stages,
+            'embed_dims': dims,
+            'num_heads': shapes[f'{FIRST_HEAD}iof_tau'][0],
+            'num_groups': sizes.num_groups,
+            'in_points': in_points,
+            'out_points': out_points,
+            'feedforward_channels': ffn[0],
+            'num_cls_fcs': sizes.num_cls_fcs,
+            'num_reg_fcs': sizes.num_reg_fcs,
+            # Replaces the stacks of the base config.
+            'stacks': {'_delete_': True, **stacks},
+        },
+    }
+    boxes, constant = state.get(BOXES), InitialQueries(num_queries, dims).boxes
+    backbone = settings['backbone']
+    release = 'LORS' if sizes.lors else 'AdaMixer'
+    kind = backbone.get('type', 'ResNet')
+    depth = backbone.get('depth') or backbone['depths']
+    built = _state_dict(settings)
+    return OfficialModel(
+        f'{release}, {kind} {depth}, {sizes.num_stages} stages, '
+        f'{num_queries} queries, {num_classes} classes',
+        BASE_CONFIG,
+        settings,
+        [
+            *decoder_renames(sizes),
+            *neck_renames(num_levels),
+            *_backbone_renames(built),
+        ],
+        built,
+        [
+            'the initial boxes are the constant of the releases'
+            if boxes is not None and torch.equal(boxes.float(), constant)
+            else 'the initial boxes are not the constant of the releases: '
+            'kept in queries.boxes'
+        ],
+    )
 
 
-def build_empty(layout: DetectorLayout) -> nn.Module:
-    """The parts of a detector that have weights, with values of no use.
+def renames_of_our_detector(shapes: Shapes) -> list[Rename]:
+    """Return the names that a detector of ours would have in the releases.
 
     Args:
-        layout: What the detector is.
+        shapes: Shapes of our tensors.
 
-    Returns:
-        A module whose state dict has the detector's names and shapes.
+    Raises:
+        UsageError: If no release has such a decoder, or a tensor is missing.
     """
-    # Merging is what a config does with its base.
-    model = Config({'backbone': {'type': 'ResNet'}, 'decoder': {'stacks': {}}})
-    model.merge_from_dict(copy.deepcopy(layout.model))
+    lors, dense = (
+        f'decoder.mixing.channel.{part}.weight'
+        for part in ('shared', 'dense.0')
+    )
+    if lors not in shapes and dense not in shapes:
+        raise UsageError(
+            f'{shapes.file} has no decoder that a release has: expected '
+            f'{lors} (LORS) or {dense} (AdaMixer)'
+        )
+    dims = shapes['queries.content'][1]
+    rows = shapes[lors if lors in shapes else dense][0]  # G (C / G)^2
+    sizes = DecoderSizes(
+        num_stages=shapes.count('decoder.attention.iof_tau.{}'),
+        num_groups=dims // (rows // dims),
+        group_channels=rows // dims,
+        lors=lors in shapes,
+        num_cls_fcs=shapes.count('decoder.heads.cls.fcs.{}.dense.0'),
+        num_reg_fcs=shapes.count('decoder.heads.reg.fcs.{}.dense.0'),
+    )
+    return [
+        *decoder_renames(sizes),
+        *neck_renames(shapes.count('neck.convs.{}.weight')),
+        *_backbone_renames(shapes),
+    ]
+
+
+def _backbone_renames(names: Iterable[str]) -> list[Rename]:
+    """Return the names of the backbone, which are the same on both sides."""
+    return [
+        Rename(name, (name,)) for name in names if name.startswith('backbone.')
+    ]
+
+
+def _decoder_sizes(shapes: Shapes) -> tuple[DecoderSizes, int, int]:
+    """Return the sizes of a decoder, P_in and P_out."""
+    dims = shapes[QUERIES][1]
+    lors = LORS_GENERATOR in shapes
+    if lors:
+        out_dims = shapes[f'{LORS_MIXING}base_out_proj.weight'][1]
+        width = shapes[f'{LORS_MIXING}ml_parameters.0'][1]
+        in_points = shapes[f'{LORS_MIXING}sr_parameters.0'][2]
+    else:
+        out_dims = shapes[f'{FIRST_MIXING}adaptive_mixing.out_proj.weight'][1]
+        # Rows of the generator: G (C/G)^2 + G P_out P_in; of the offset
+        # generator: 3 G P_in.
+        points = shapes[OFFSETS][0] // 3
+        rows = shapes[DENSE_GENERATOR][0] - out_dims // dims * points
+        width = rows // dims
+        in_points = points * width // dims
+    if not 0 < width <= dims:
+        name = LORS_GENERATOR if lors else DENSE_GENERATOR
+        raise UsageError(
+            f'{shapes.file}: {name} {shapes[name]} fits no number of groups '
+            f'of {dims} channels'
+        )
+    sizes = DecoderSizes(
+        num_stages=shapes.count(f'{HEAD}fc_cls.weight'),
+        num_groups=dims // width,
+        group_channels=width,
+        lors=lors,
+        # A branch is one list: linear, norm, ReLU, linear, ...
+        num_cls_fcs=shapes.count(f'{FIRST_HEAD}cls_fcs.{{}}.weight', step=3),
+        num_reg_fcs=shapes.count(f'{FIRST_HEAD}reg_fcs.{{}}.weight', step=3),
+    )
+    return sizes, in_points, out_dims // dims
+
+
+def _lors_stacks(shapes: Shapes, sizes: DecoderSizes) -> dict[str, Any]:
+    """Return the settings of the mixing's stacks."""
+    stages = range(sizes.num_stages)
+    kernels = [shapes[f'{LORS_MIXING}ml_parameters.{i}'] for i in stages]
+    out = [shapes[f'{LORS_MIXING}out_weight_add_A.{i}'][0] for i in stages]
+    return {
+        'mixing_kernels': {
+            'mode': 'lors',
+            'rank': _one_if_equal([shape[2] for shape in kernels]),
+            'num_param_groups': _one_if_equal(
+                [shape[0] // sizes.num_groups for shape in kernels]
+            ),
+        },
+        'mixing_out_proj': {'mode': 'lors', 'rank': _one_if_equal(out)},
+    }
+
+
+def _one_if_equal(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _state_dict(settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict of a detector, for its names and shapes."""
+    settings = copy.deepcopy(settings)  # builders change it
+    backbone, decoder = settings['backbone'], settings['decoder']
+    backbone.pop('_delete_', None)
+    decoder['stacks'].pop('_delete_')
     # Not on the meta device: Swin computes its drop path rates with tensors.
-    backbone = MODELS.build(model['backbone'])
+    parts = {'backbone': MODELS.build({'type': 'ResNet', **backbone})}
     with torch.device('meta'):
-        neck = MODELS.build({'type': 'SharedNormMapper', **model['neck']})
-        decoder = MODELS.build({'type': 'AdaMixerDecoder', **model['decoder']})
-        queries = InitialQueries(model['num_queries'], decoder.embed_dims)
-    return nn.ModuleDict(
-        {
-            'backbone': backbone,
-            'neck': neck,
-            'queries': queries,
-            'decoder': decoder,
-        }
-    )
-
-
-def _fit(
-    state: Mapping[str, Tensor], layout: DetectorLayout, source: str
-) -> tuple[list[Pair], list[str]]:
-    """Check official tensors against a detector built for them.
-
-    Returns:
-        What is what, and the tensors without a place.
-    """
-    try:
-        target = build_empty(layout).state_dict()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f'{source}: its shapes make no detector: {error}'
-        ) from None
-    pairs = [
-        *decoder_pairs(layout.decoder),
-        *neck_pairs(len(layout.model['neck']['in_channels'])),
-        *_same_names(name for name in target if name.startswith('backbone.')),
-    ]
-    filled = {name for pair in pairs for name in pair.ours}
-    assert filled == set(target), filled ^ set(target)
-    expected = to_official(target, iter(pairs))
-    missing = [name for name in expected if name not in state]
-    if missing:
-        raise UsageError(
-            f'{source} lacks {len(missing)} of the {len(expected)} tensors '
-            f'of a {layout.release} detector: {_some(missing)}'
+        parts['neck'] = MODELS.build(
+            {'type': 'SharedNormMapper', **settings['neck']}
         )
-    for pair in pairs:
-        found = tuple(state[pair.official].shape)
-        fits = tuple(expected[pair.official].shape)
-        if found != fits:
-            raise UsageError(
-                f'{source}: {pair.official} is {found}, '
-                f'{" and ".join(pair.ours)} of the detector that the other '
-                f'tensors make would be {fits}'
-            )
-    unused = [
-        f'{name} {tuple(value.shape)}'
-        for name, value in state.items()
-        if name not in expected
-    ]
-    return pairs, unused
-
-
-def _same_names(names: Iterable[str]) -> list[Pair]:
-    return [Pair(name, (name,)) for name in names]
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more."""
-    more = f' and {len(names) - 4} more' if len(names) > 4 else ''
-    return ', '.join(names[:4]) + more
+        parts['decoder'] = MODELS.build({'type': 'AdaMixerDecoder', **decoder})
+        parts['queries'] = InitialQueries(
+            settings['num_queries'], decoder['embed_dims']
+        )
+    return dict(torch.nn.ModuleDict(parts).state_dict())

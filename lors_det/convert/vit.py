@@ -1,262 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeiT and LORS-DeiT from the releases' names to ours and back, strictly."""
+"""Recognise a DeiT or LORS-DeiT of a release by its names and shapes."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lors_det.convert.official import Pair, from_official, to_official
-from lors_det.convert.shapes import Shapes
-from lors_det.convert.vit_names import DENSE_STACKS, LORS_STACKS, vit_pairs
+from lors_det.convert.tensors import (
+    OfficialModel,
+    Rename,
+    Shapes,
+    read_table,
+)
 from lors_det.errors import UsageError
 from lors_det.vit.model import ViTClassifier
 
-#: What the settings of a `ViTLayout` are a change of.
 BASE_CONFIG = '../deit/deit-tiny_cifar100.py'
-#: Channels of an attention head in every DeiT: no tensor tells.
+#: Channels of an attention head in every DeiT.
 HEAD_DIMS = 64
 
-
-@dataclass(frozen=True)
-class ViTLayout:
-    """What a classifier is.
-
-    Args:
-        release: ``LORS``, or ``MMClassification`` for dense weights.
-        model: Settings of `ViTClassifier`.
-    """
-
-    release: str
-    model: dict[str, Any]
-
-    @property
-    def lors(self) -> bool:
-        """Whether its stacks are LORS (else they are dense)."""
-        return self.release == 'LORS'
-
-
-@dataclass(frozen=True)
-class ConvertedViT:
-    """A converted classifier.
-
-    Args:
-        state: The tensors under their new names.
-        layout: What the classifier is.
-        unused: Source tensors that are no part of the classifier.
-        notes: What its user should know.
-    """
-
-    state: dict[str, Tensor]
-    layout: ViTLayout
-    unused: list[str]
-    notes: list[str]
+# The LORS release is built on MMClassification; its dense DeiT has the names
+# of that project.
+MODEL = """
+backbone.cls_token                              embed.cls_token
+backbone.pos_embed                              embed.pos_embed
+backbone.patch_embed.projection.(weight|bias)   embed.proj.(weight|bias)
+backbone.ln1.(weight|bias)                      norm.(weight|bias)
+head.layers.head.(weight|bias)                  head.(weight|bias)
+backbone.layers.{}.ln1.(weight|bias)            encoder.norm1.{}.(weight|bias)
+backbone.layers.{}.ln2.(weight|bias)            encoder.norm2.{}.(weight|bias)
+"""
+#: Below ``backbone`` and ``encoder``.
+DENSE = """
+layers.{}.attn.qkv.(weight|bias)                attention.qkv.(dense|bias).{}
+layers.{}.attn.proj.(weight|bias)               attention.proj.(dense|bias).{}
+layers.{}.ffn.layers.0.0.(weight|bias)          ffn.fc1.(dense|bias).{}
+layers.{}.ffn.layers.1.(weight|bias)            ffn.fc2.(dense|bias).{}
+"""
+LORS = """
+attn_lors.(qkv|proj).weight                     attention.(qkv|proj).shared
+attn_lors.qkv_private.{}.(0|1).weight           attention.qkv.private_(A|B).{}
+attn_lors.proj_private.{}.(0|1).weight          attention.proj.private_(A|B).{}
+attn_lors.bias_per_layer.{}.(0|1)               attention.(qkv|proj).bias.{}
+ffn_lors.layers.(0|1).0.weight                  ffn.(fc1|fc2).shared
+ffn_lors.layers_private.{}.0.(0|1).weight       ffn.fc1.private_(A|B).{}
+ffn_lors.layers_private.{}.1.(0|1).weight       ffn.fc2.private_(A|B).{}
+ffn_lors.bias_per_layer.{}.(0|1)                ffn.(fc1|fc2).bias.{}
+"""
+OFFICIAL_FC1 = 'backbone.ffn_lors.layers.0.0.weight'
 
 
 def is_vit(state: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint is a classifier, by a release's names or ours.
+    """Return whether a checkpoint is a classifier, of a release or ours.
 
     Args:
         state: Tensors by name.
     """
-    return 'backbone.cls_token' in state or 'embed.class_token' in state
+    return 'backbone.cls_token' in state or 'embed.cls_token' in state
 
 
-def describe_vit(layout: ViTLayout) -> str:
-    """Say in one line what a classifier is.
-
-    Args:
-        layout: The classifier.
-    """
-    model = layout.model
-    return (
-        f'{layout.release}, DeiT, {model["num_layers"]} layers, width '
-        f'{model["embed_dims"]}, {model["num_classes"]} classes'
-    )
-
-
-def convert_vit(state: Mapping[str, Tensor], source: str) -> ConvertedViT:
-    """From the names of a release to ours.
+def recognise_vit(state: Mapping[str, Tensor], file: str) -> OfficialModel:
+    """Read the settings of a classifier from its shapes, and its names.
 
     Args:
         state: Tensors by their official names.
-        source: Name of the file, for error messages.
+        file: Name of the file, for error messages.
 
     Raises:
-        UsageError: If it is no such classifier, lacks a tensor, has one too
-            many, or one whose shape does not fit.
+        UsageError: If it lacks a tensor, or is a DeiT with distillation.
     """
-    layout = vit_layout(state, source)
-    pairs, unused = _fit(state, layout, source)
-    heads = layout.model['num_heads']
-    note = (
-        f'num_heads={heads} is a guess ({HEAD_DIMS} channels for each, as in '
-        'every DeiT): no tensor tells, and results depend on it'
-    )
-    return ConvertedViT(
-        from_official(state, iter(pairs)), layout, unused, [note]
-    )
-
-
-def revert_vit(state: Mapping[str, Tensor], source: str) -> ConvertedViT:
-    """From our names to those of a release.
-
-    Args:
-        state: Our tensors by name.
-        source: Name of the file, for error messages.
-
-    Raises:
-        UsageError: If no release has such a classifier, a tensor is missing
-            or one too many, or has a shape that does not fit.
-    """
-    num_layers = Shapes(state, source).count('encoder.attention_norm.{}.bias')
-    pairs = list(vit_pairs('encoder.ffn.fc1.shared' in state, num_layers))
-    ours = [name for pair in pairs for name in pair.ours]
-    missing = [name for name in ours if name not in state]
-    extra = [name for name in state if name not in set(ours)]
-    for what, names in (('lacks', missing), ('has also', extra)):
-        if names:
-            raise UsageError(
-                f'{source} {what} {_some(names)}: the releases have DeiT with '
-                'all stacks dense, or with all in the mode lors and a private '
-                'part in every layer'
-            )
-    theirs = to_official(state, iter(pairs))
-    layout = vit_layout(theirs, source)
-    _fit(theirs, layout, source)
-    return ConvertedViT(theirs, layout, [], [])
-
-
-def vit_layout(state: Mapping[str, Tensor], source: str) -> ViTLayout:
-    """Read the settings of a classifier from its shapes.
-
-    Args:
-        state: Tensors by their official names.
-        source: Name of the file, for error messages.
-
-    Raises:
-        UsageError: If a tensor that tells is missing, or tells nonsense.
-    """
-    shapes = Shapes(state, source)
-    lors = LORS_STACKS['ffn.fc1'][0] in shapes
+    shapes = Shapes(state, file)
+    lors = OFFICIAL_FC1 in shapes
     num_layers = shapes.count('backbone.layers.{}.ln1.weight')
-    if not num_layers:
+    projection = shapes['backbone.patch_embed.projection.weight']
+    dims, channels, patch_size = projection[:3]
+    num_tokens = shapes['backbone.pos_embed'][1]
+    side = math.isqrt(num_tokens - 1)
+    if side**2 != num_tokens - 1:
         raise UsageError(
-            f'{source} has no tensor backbone.layers.0.ln1.weight'
-        )
-    fc1 = (
-        LORS_STACKS['ffn.fc1'][0]
-        if lors
-        else f'{DENSE_STACKS["ffn.fc1"].format(0)}.weight'
-    )
-    dims, channels, patch_size = _dims(
-        shapes, 'backbone.patch_embed.projection.weight', 4
-    )[:3]
-    tokens = _dims(shapes, 'backbone.pos_embed', 3)[1]
-    side = math.isqrt(tokens - 1)
-    if side**2 != tokens - 1:
-        raise UsageError(
-            f'{source}: backbone.pos_embed has {tokens} entries: expected one '
-            'for the class token and one for each patch of a square image '
+            f'{file}: backbone.pos_embed has {num_tokens} entries: expected '
+            'one for the class token and one for each patch of a square image '
             '(DeiT with distillation has one more, and is not supported)'
         )
+    fc1 = 'backbone.layers.0.ffn.layers.0.0.weight'
     stacks = {}
     if lors:
-        for name, stack in (
-            ('attention', 'attention.qkv'),
-            ('ffn', 'ffn.fc1'),
+        fc1 = OFFICIAL_FC1
+        for name, factors in (
+            ('attention', 'backbone.attn_lors.qkv_private.{}.0.weight'),
+            ('ffn', 'backbone.ffn_lors.layers_private.{}.0.0.weight'),
         ):
-            factors = LORS_STACKS[stack][1]
-            ranks = [
-                _dims(shapes, f'{factors.format(i)}.0.weight', 2)[0]
-                for i in range(num_layers)
-            ]
+            ranks = [shapes[factors.format(i)][0] for i in range(num_layers)]
             stacks[name] = _stack(ranks, dims)
-    return ViTLayout(
-        'LORS' if lors else 'MMClassification',
-        {
-            'num_classes': _dims(shapes, 'head.layers.head.weight', 2)[0],
-            'img_size': side * patch_size,
-            'patch_size': patch_size,
-            'in_channels': channels,
-            'embed_dims': dims,
-            'num_layers': num_layers,
-            'num_heads': max(1, dims // HEAD_DIMS),
-            'feedforward_channels': _dims(shapes, fc1, 2)[0],
-            'stacks': stacks,
-        },
+    settings: dict[str, Any] = {
+        'num_classes': shapes['head.layers.head.weight'][0],
+        'img_size': side * patch_size,
+        'patch_size': patch_size,
+        'in_channels': channels,
+        'embed_dims': dims,
+        'num_layers': num_layers,
+        'num_heads': max(1, dims // HEAD_DIMS),
+        'feedforward_channels': shapes[fc1][0],
+        'stacks': stacks,
+    }
+    # No shape depends on the number of heads, and 1 divides every width.
+    with torch.device('meta'):
+        built = ViTClassifier(**{**settings, 'num_heads': 1})
+    release = 'LORS' if lors else 'MMClassification'
+    return OfficialModel(
+        f'{release}, DeiT, {num_layers} layers, width {dims}, '
+        f'{settings["num_classes"]} classes',
+        BASE_CONFIG,
+        settings,
+        vit_renames(shapes),
+        built.state_dict(),
+        [
+            f'num_heads={settings["num_heads"]} is a guess ({HEAD_DIMS} '
+            'channels for each, as in every DeiT): no shape depends on it, '
+            'but the outputs do'
+        ],
     )
 
 
-def _dims(shapes: Shapes, name: str, number: int) -> tuple[int, ...]:
-    """A shape, which must have as many axes as all such classifiers have."""
-    shape = shapes[name]
-    if len(shape) != number or not all(shape):
-        raise UsageError(
-            f'{shapes.source}: {name} is {shape}: expected {number} axes, '
-            'none of them empty'
-        )
-    return shape
+def vit_renames(shapes: Shapes) -> list[Rename]:
+    """Return the names of a classifier.
 
-
-def _stack(ranks: list[int], limit: int) -> dict[str, Any]:
-    """Ranks, as terms of at most full rank where one term would exceed it."""
-    terms = [
-        next(k for k in range(1, r + 1) if r % k == 0 and r // k <= limit)
-        for r in ranks
+    Args:
+        shapes: Shapes of its tensors by their official names, or by ours.
+    """
+    num_layers = shapes.count('backbone.layers.{}.ln1.weight')
+    num_layers = num_layers or shapes.count('encoder.norm1.{}.weight')
+    lors = OFFICIAL_FC1 in shapes or 'encoder.ffn.fc1.shared' in shapes
+    stacks = LORS if lors else DENSE
+    return [
+        *read_table(MODEL, num_layers),
+        *read_table(stacks, num_layers, 'backbone.', 'encoder.'),
     ]
+
+
+def _stack(ranks: list[int], full_rank: int) -> dict[str, Any]:
+    """Return the settings of a stack with these ranks.
+
+    A rank above the full one is split into equal terms of at most full rank.
+    """
+    terms = []
+    for rank in ranks:
+        k = max(1, math.ceil(rank / full_rank))
+        while rank % k:
+            k += 1
+        terms.append(k)
     stack: dict[str, Any] = {
         'mode': 'lors',
-        'rank': [r // k for r, k in zip(ranks, terms, strict=True)],
+        'rank': [rank // k for rank, k in zip(ranks, terms, strict=True)],
     }
     if max(terms) > 1:
         stack['num_param_groups'] = terms
     return stack
-
-
-def _fit(
-    state: Mapping[str, Tensor], layout: ViTLayout, source: str
-) -> tuple[list[Pair], list[str]]:
-    """Check official tensors against a classifier built for them.
-
-    Returns:
-        What is what, and the tensors that are no part of a classifier.
-    """
-    # Heads do not change any shape; one always divides the width.
-    settings = {**copy.deepcopy(layout.model), 'num_heads': 1}
-    with torch.device('meta'):
-        target = ViTClassifier(**settings).state_dict()
-    pairs = list(vit_pairs(layout.lors, layout.model['num_layers']))
-    expected = to_official(target, iter(pairs))
-    missing = [name for name in expected if name not in state]
-    if missing:
-        raise UsageError(f'{source} has no {_some(missing)}')
-    for name, fits in expected.items():
-        if state[name].shape != fits.shape:
-            raise UsageError(
-                f'{source}: {name} is {tuple(state[name].shape)}, the '
-                'classifier that the other tensors make has '
-                f'{tuple(fits.shape)}'
-            )
-    others = [name for name in state if name not in expected]
-    extra = [
-        name for name in others if name.startswith(('backbone.', 'head.'))
-    ]
-    if extra:
-        raise UsageError(
-            f'{source} has also {_some(extra)}: a {layout.release} DeiT has '
-            'no place for it, and results depend on it'
-        )
-    return pairs, [f'{name} {tuple(state[name].shape)}' for name in others]
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more."""
-    more = f' and {len(names) - 4} more' if len(names) > 4 else ''
-    return ', '.join(names[:4]) + more

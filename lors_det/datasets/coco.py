@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
@@ -188,6 +190,28 @@ class CheckedCocoMetric(CocoMetric):
                     entry['id'] = number
             self._coco_api = _indexed(content)
 
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Compute the AP of all detections that are finite.
+
+        pycocotools counts a box of NaN as a hit.
+
+        Args:
+            results: Ground truth and detections of every image.
+
+        Returns:
+            AP numbers by name.
+        """
+        num_dropped = sum(drop_non_finite(found) for _, found in results)
+        if num_dropped:
+            print_log(
+                f'{num_dropped} detections are not finite and were dropped: '
+                'the weights are not finite, or training diverged',
+                logger='current',
+                level=logging.WARNING,
+            )
+        metrics: dict[str, float] = super().compute_metrics(results)
+        return metrics
+
     def process(
         self,
         data_batch: Mapping[str, Any],
@@ -207,6 +231,30 @@ class CheckedCocoMetric(CocoMetric):
                 for key in detections:
                     detections[key] = detections[key][:0]
         super().process(data_batch, data_samples)
+
+
+def drop_non_finite(detections: dict[str, Any]) -> int:
+    """Drop detections whose box or score is not finite.
+
+    Args:
+        detections: Of one image, as ``CocoMetric`` stores them: ``bboxes``
+            (K, 4) and ``scores`` (K,), further entries of length K, and
+            ``img_id``. Changed in place.
+
+    Returns:
+        How many were dropped.
+    """
+    finite = np.isfinite(detections['bboxes']).all(1)
+    finite &= np.isfinite(detections['scores'])
+    if not finite.all():
+        for key in detections.keys() - {'img_id'}:
+            values = detections[key]
+            detections[key] = (
+                values[finite]
+                if isinstance(values, np.ndarray)
+                else list(compress(values, finite))  # masks
+            )
+    return int((~finite).sum())
 
 
 def log_defects(defects: Defects, name: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small images with one class each, held in memory."""
+"""Classification data sets of small images, held in memory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from torchvision.transforms import v2
 from lors_det.errors import UsageError
 
 SPLITS = ('train', 'test')
-#: Images of the digits that are kept for the test, and the seed that chooses.
+#: Size of the digits' test split, and the seed that draws it.
 DIGITS_TEST_SIZE = 450
 DIGITS_SEED = 0
 
 
 class ImageClasses(Dataset[dict[str, Any]]):
-    """Images with one class each.
+    """Images in memory with one class each.
 
     Args:
         images: (N, channels, H, W) uint8.
         labels: (N,) classes, from 0.
         classes: Name of every class.
-        transforms: Transforms of torchvision (``torchvision.transforms.v2``)
-            for single images, each a dict with its name as ``type`` and its
-            arguments.
+        transforms: Transforms of an image, in order, each a config for
+            `build_transform`.
 
     Raises:
         TypeError: If a transform does not take its arguments.
@@ -52,11 +51,11 @@ class ImageClasses(Dataset[dict[str, Any]]):
         self.transforms = [build_transform(config) for config in transforms]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image.
+        """Return one image.
 
         Args:
             index: From 0.
@@ -74,8 +73,8 @@ def build_transform(config: Mapping[str, Any]) -> Any:
     """Build a transform of torchvision from its config.
 
     Args:
-        config: ``type``, the name in ``torchvision.transforms.v2``, and
-            arguments.
+        config: ``type``, a class name in ``torchvision.transforms.v2``, and
+            its arguments.
 
     Returns:
         The transform.
@@ -100,13 +99,13 @@ def build_transform(config: Mapping[str, Any]) -> Any:
 class CIFAR100Images(ImageClasses):
     """CIFAR-100: 50,000 and 10,000 photos of 32 x 32 pixels, 100 classes.
 
-    Read, checked and, where there is a network, downloaded by torchvision.
+    Torchvision downloads the data if they are missing, checks and reads them.
 
     Args:
         data_root: Folder that holds, or will hold, ``cifar-100-python``.
         split: ``train`` or ``test``.
         transforms: See `ImageClasses`.
-        download: Whether to download what is not there.
+        download: Whether to download missing data.
 
     Raises:
         UsageError: If the data are not there and cannot be downloaded.
@@ -121,7 +120,7 @@ class CIFAR100Images(ImageClasses):
         download: bool = True,
     ) -> None:
         check_split(split)
-        # One process downloads, the others wait and read.
+        # One process downloads while the others wait.
         if is_main_process():
             data = _read_cifar100(data_root, split, download)
         barrier()
@@ -136,18 +135,12 @@ class CIFAR100Images(ImageClasses):
 
 
 def _read_cifar100(data_root: str, split: str, download: bool) -> Any:
-    """Torchvision's data set, or what to do where there is none."""
-    reason = 'downloading is switched off'
+    """Return torchvision's data set, or raise how to get the data."""
     try:
-        # Without the first try, a network is needed to read what is there.
-        return CIFAR100(data_root, train=split == 'train')
-    except RuntimeError:
-        pass
-    if download:
-        try:
-            return CIFAR100(data_root, train=split == 'train', download=True)
-        except (OSError, RuntimeError) as error:
-            reason = f'downloading failed: {error}'
+        return CIFAR100(data_root, train=split == 'train', download=download)
+    except (OSError, RuntimeError) as error:
+        failed = f'downloading failed: {error}'
+    reason = failed if download else 'downloading is switched off'
     raise UsageError(
         f'dataset.data_root: no complete {CIFAR100.base_folder} in '
         f'{data_root} ({reason}); get {CIFAR100.url} where there is a network '
@@ -161,9 +154,8 @@ def _read_cifar100(data_root: str, split: str, download: bool) -> Any:
 class DigitImages(ImageClasses):
     """Hand-written digits of 8 x 8 grey pixels from 0 to 16, 10 classes.
 
-    The 1,797 images that scikit-learn carries: nothing is downloaded. They
-    have no split of their own; here 450 images, drawn with a fixed seed and
-    with the same share of every class, are the test part.
+    The 1,797 images come with scikit-learn, without a split. The test split
+    here is 450 images, drawn with a fixed seed and stratified by class.
 
     Source: the test part of the UCI data set "Optical Recognition of
     Handwritten Digits" (Alpaydin and Kaynak, 1998).
@@ -208,7 +200,7 @@ class DigitImages(ImageClasses):
 
 
 def check_split(split: str) -> None:
-    """Refuse an unknown split.
+    """Raise if there is no such split.
 
     Args:
         split: Name of the split.

@@ -133,12 +133,11 @@ def checked_pipeline(pipeline: Iterable[Any]) -> list[Any]:
     transforms = list(pipeline)
     # The shorter side is rounded: below half a pixel, it is none.
     max_ratio = 2 * min(_longer_sides(transforms), default=math.inf)
-    return [
-        {**each, 'type': LoadCheckedImage, 'max_ratio': max_ratio}
-        if isinstance(each, Mapping) and each.get('type') == 'LoadImageFromFile'
-        else each
-        for each in transforms
-    ]
+    ours = {'type': LoadCheckedImage, 'max_ratio': max_ratio}
+    for index, each in enumerate(transforms):
+        if isinstance(each, Mapping) and each['type'] == 'LoadImageFromFile':
+            transforms[index] = {**each, **ours}
+    return transforms
 
 
 def _longer_sides(config: Any) -> Iterator[float]:

@@ -1,113 +1,229 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole: written beside, renamed, verified.
+"""Checkpoints: written whole, found by iteration, refused if they don't fit.
 
-torch writes a zip archive with a checksum (CRC-32) of every tensor, and does
-not look at it when it reads. Here it is looked at.
+mmengine writes over a file in place, deletes an old checkpoint before the new
+one is written, resumes from a cut-off file, and runs a model with random
+weights where a checkpoint lacks them.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
 import sys
-import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from lors_det.errors import UsageError
-from lors_det.files import PART, atomic_write
+from lors_det.files import PART, atomic_write, find_damage
+from lors_det.safe_load import load_iteration
 
 
-def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as those of ``torch.save`` do.
+def checkpoint_folder(cfg: Mapping[str, Any]) -> str:
+    """Return the folder that a run writes its checkpoints to.
 
     Args:
-        path: The file.
+        cfg: The config, with ``work_dir``.
     """
-    with open(path, 'rb') as file:
-        return file.read(4) == b'PK\x03\x04'
+    work_dir = str(cfg['work_dir'])
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if not hook.get('out_dir'):
+        return work_dir
+    return str(Path(hook['out_dir'], Path(work_dir).name))  # as mmengine
 
 
-def damage(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with a checkpoint that ``torch.save`` wrote.
+def latest_checkpoint(
+    folder: str, trust: bool = False, since: int = 0
+) -> str | None:
+    """Find the whole checkpoint of the highest iteration.
 
-    Reads the whole file once.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The reason in a few words; None if all checksums are right.
-    """
-    if not zipfile.is_zipfile(path):
-        return 'its end is missing'
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.testzip()
-    except Exception as error:  # there are as many as ways to be damaged
-        return str(error) or type(error).__name__
-    return entry and f'wrong checksum of {entry}'
-
-
-def newest_checkpoint(work_dir: str, since: int = 0) -> str | None:
-    """The newest checkpoint of a run that is whole.
-
-    Those that are not are reported, a line each.
+    Checkpoints that are damaged are reported, a line each.
 
     Args:
-        work_dir: Folder of the run.
-        since: Only files not older than this, in nanoseconds of the epoch.
+        folder: Folder of the run's checkpoints.
+        trust: Whether files may run code while they are loaded.
+        since: Leave out files older than this, in nanoseconds of the epoch.
 
     Returns:
         Its path; None if there is no checkpoint.
 
     Raises:
-        UsageError: If there are some, and all are damaged.
+        UsageError: If there are some, and none is whole.
     """
-    last = Path(work_dir, 'last_checkpoint')
-    named = last.read_text(errors='replace') if last.is_file() else ''
-    found = {
-        path.resolve()
-        for folder in (work_dir, Path(named).parent if named else work_dir)
-        for path in Path(folder).glob('*.pth')
-        if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
-        or path == Path(named)
-    }
-    times = {path: path.stat().st_mtime_ns for path in found}
-    times = {path: time for path, time in times.items() if time >= since}
-    for path in sorted(times, key=times.__getitem__, reverse=True):
-        wrong = damage(path)
-        if wrong is None:
+    found = [
+        (iteration, path)
+        for iteration, path in _checkpoints(folder, trust)
+        if path.stat().st_mtime_ns >= since
+    ]
+    for iteration, path in sorted(found, reverse=True):
+        reason = find_damage(path)
+        if iteration == math.inf and not reason:
+            reason = 'torch does not read it'
+        if not reason:
             return str(path)
         if os.environ.get('RANK', '0') == '0':
             print(
-                f'warning: {path} is damaged ({wrong}): the one before it '
+                f'warning: {path} is damaged ({reason}): the one before it '
                 'is used',
                 file=sys.stderr,
             )
-    if times:
+    if found:
         raise UsageError(
-            f'{work_dir}: no checkpoint is whole ({len(times)} are damaged); '
-            '--overwrite begins anew'
+            f'{folder}: no checkpoint is whole ({len(found)} are damaged); '
+            '--overwrite starts a new run'
         )
     return None
 
 
-@register_backend('whole')
-class WholeFileBackend(LocalBackend):
+def set_aside_checkpoints(
+    folder: str, after: int = -1, needed: str | None = None
+) -> None:
+    """Rename checkpoints that are not of the run that starts, to ``.old``.
+
+    No later ``--resume`` finds them. Files with the new names are replaced.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        after: Iteration that the run starts from: those of a higher one are
+            renamed; -1 for all, also the best one and damaged ones.
+        needed: File that the run starts from, its ``load_from``.
+
+    Raises:
+        UsageError: If ``needed`` would be renamed.
+    """
+    paths = [
+        path
+        for iteration, path in _checkpoints(folder)
+        if after < iteration and (after < 0 or iteration < math.inf)
+    ]
+    if after < 0:
+        paths += Path(folder).glob('best_*.pth')
+    for path in paths:
+        if needed and path.resolve() == Path(needed).resolve():
+            raise UsageError(
+                f'--overwrite: load_from={needed} is a checkpoint that would '
+                'be overwritten: move it elsewhere, or name another --work-dir'
+            )
+    for path in paths:
+        path.replace(path.with_name(f'{path.name}.old'))
+
+
+def _checkpoints(
+    folder: str, trust: bool = False
+) -> Iterator[tuple[float, Path]]:
+    """Yield `load_iteration` and path of a run's files, but the best one."""
+    for path in Path(folder).glob('*.pth'):
+        if path.name.startswith('best_') or not path.is_file():
+            continue
+        iteration = load_iteration(path, trust)
+        if iteration is not None:
+            yield iteration, path
+
+
+def load_strictly(
+    model: nn.Module, checkpoint: Mapping[str, Any], name: str, purpose: str
+) -> None:
+    """Load weights, and refuse a checkpoint that does not fit the model.
+
+    Args:
+        model: Receives the weights.
+        checkpoint: Loaded from a file.
+        name: The file, for messages.
+        purpose: ``resume``, ``test`` or ``load_from``; only the last may
+            leave weights of the model as they were, and gets a warning.
+
+    Raises:
+        UsageError: If no weight fits, if a weight is missing or has another
+            shape and must not, or if the state of the run is missing.
+    """
+    found = checkpoint.get('state_dict', checkpoint)
+    state = {
+        re.sub(r'^module\.', '', key): value
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, Tensor)
+    }
+    expected = model.state_dict()
+    try:
+        try:
+            missing, unused = model.load_state_dict(state, strict=False)
+        except RuntimeError:  # tensors of another shape: load the others
+            state = {
+                key: value
+                for key, value in state.items()
+                if key not in expected or value.shape == expected[key].shape
+            }
+            missing, unused = model.load_state_dict(state, strict=False)
+    except ValueError as error:  # of a stack of another depth or rank
+        raise UsageError(f'{name}: {error}') from None
+    if not expected.keys() & state.keys():
+        raise UsageError(
+            f'{name}: none of its {len(state)} weights fits the model, which '
+            f'has {_first(expected)}: it is of another model'
+        )
+    # Batch norms of old releases have no counter.
+    missing = [key for key in missing if 'num_batches_tracked' not in key]
+    lacks = (
+        f'{name} lacks weights of the model, or has them in another shape: '
+        f'{_first(missing)}'
+    )
+    if missing and purpose != 'load_from':
+        raise UsageError(lacks)
+    meta = checkpoint.get('meta')
+    if purpose == 'resume' and not _is_resumable(meta):
+        raise UsageError(
+            f'--resume: {name} holds weights, but not the state of a run; '
+            '--cfg-options load_from=CHECKPOINT starts from it'
+        )
+    if missing:
+        _warn(f'{lacks}; they stay as they were initialised')
+    if unused:
+        _warn(f'{name}: not used: {_first(unused)}')
+    bad = [key for key, value in state.items() if not value.isfinite().all()]
+    if bad:
+        _warn(f'{name}: weights that are not finite: {_first(bad)}')
+
+
+_warn = partial(print_log, logger='current', level=logging.WARNING)
+
+
+def _first(names: Any) -> str:
+    """Return a number of names, and the first three."""
+    names = list(names)
+    more = ', ...' if len(names) > 3 else ''
+    return f'{len(names)} ({", ".join(names[:3])}{more})'
+
+
+def _is_resumable(meta: Any) -> bool:
+    return isinstance(meta, dict) and all(
+        isinstance(meta.get(key), int) and meta[key] >= 0
+        for key in ('epoch', 'iter')
+    )
+
+
+@register_backend('atomic')
+class AtomicBackend(LocalBackend):
     """The file system, with files that are never half-written."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file.
 
         Args:
-            obj: What it holds.
+            obj: Its content.
             filepath: The file.
 
         Raises:
@@ -118,14 +234,15 @@ class WholeFileBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook, but an old checkpoint goes when the new one is safe.
+    """mmengine's hook, with checkpoints that can be relied on.
 
-    mmengine deletes first, both to keep ``max_keep_ckpts`` files and when a
-    checkpoint is the best so far, and writes over the file in place. Keep two
-    at least: one alone is no help when it turns out to be damaged.
+    A file is never half-written. An old checkpoint is deleted when the new
+    one is safe; set ``max_keep_ckpts`` to at least two: the only one is no
+    help when it turns out to be damaged. What is loaded has to fit the model
+    (`load_strictly`).
 
     Args:
-        backend_args: As in mmengine; None writes whole files.
+        backend_args: As in mmengine; None for atomic writes.
         **kwargs: As in mmengine.
     """
 
@@ -134,72 +251,56 @@ class SafeCheckpointHook(CheckpointHook):
     ) -> None:
         local = '://' not in str(kwargs.get('out_dir') or '')
         if backend_args is None and local:
-            backend_args = {'backend': 'whole'}
+            backend_args = {'backend': 'atomic'}
         super().__init__(backend_args=backend_args, **kwargs)
 
-    def before_train(self, runner: Runner) -> None:
-        """Clear away what an interrupted write left.
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse a checkpoint that does not fit the model."""
+        purpose = 'test'
+        # mmengine has no public name for what it was asked to do.
+        if runner._resume:
+            purpose = 'resume'
+        elif isinstance(runner.optim_wrapper, OptimWrapper):  # built to train
+            purpose = 'load_from'
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        name = runner._load_from or 'the checkpoint'
+        load_strictly(model, checkpoint, name, purpose)
 
-        Args:
-            runner: Of the run.
-        """
+    def before_train(self, runner: Runner) -> None:
+        """Clear away interrupted writes and checkpoints of another run."""
         super().before_train(runner)
-        if is_main_process():
+        if is_main_process() and '://' not in self.out_dir:
             for part in Path(self.out_dir).glob(f'*.pth{PART}'):
                 part.unlink()
+            set_aside_checkpoints(self.out_dir, runner.iter)
 
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
     ) -> None:
-        name = self.filename_tmpl.format
-        old = None
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                old = self.keep_ckpt_ids.popleft()
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info(
-                'keep_ckpt_ids', list(self.keep_ckpt_ids)
-            )
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name(step))
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name(step),
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if not is_main_process():
-            return
-        last = Path(runner.work_dir, 'last_checkpoint')
-        atomic_write(last, self.last_ckpt)
-        if old is not None:
-            self._remove(self.file_backend.join_path(self.out_dir, name(old)))
+        with self._delete_last():
+            super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(
         self, runner: Runner, metrics: dict[str, Any]
     ) -> None:
-        if not self.save_best:
-            return
-        paths = self.__dict__
-        keys = ['best_ckpt_path']
-        if len(self.key_indicators) > 1:
-            paths, keys = self.best_ckpt_path_dict, self.key_indicators
-        # mmengine removes first, but not what it does not see.
-        old = {key: paths[key] for key in keys}
-        paths.update(dict.fromkeys(keys))
-        super()._save_best_checkpoint(runner, metrics)
-        for key, path in old.items():
-            if paths[key] is None:
-                paths[key] = path
-            elif path not in (None, paths[key]) and is_main_process():
-                self._remove(path)
+        with self._delete_last():
+            super()._save_best_checkpoint(runner, metrics)
 
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # of sharded training
-            self.file_backend.rmtree(path)
+    @contextmanager
+    def _delete_last(self) -> Iterator[None]:
+        """Put off deletions by mmengine until its writes have succeeded."""
+        backend, outdated = self.file_backend, list[str]()
+        remove, backend.remove = backend.remove, outdated.append
+        try:
+            yield
+        finally:
+            backend.remove = remove
+        kept = [self.last_ckpt, getattr(self, 'best_ckpt_path', None)]
+        kept += getattr(self, 'best_ckpt_path_dict', {}).values()
+        for path in outdated:
+            if path not in kept:  # nor written anew under its old name
+                remove(path)

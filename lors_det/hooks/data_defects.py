@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling of images that turn out to be broken while a run goes on."""
+"""Reports of broken images during a run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lors_det.datasets.defects import Defects
 class DefectsHook(Hook):
     """Report broken images: the first at once, all at the end of an epoch.
 
-    A line for each kind, with the number of images and the first ids, and
-    only if there are more than at the last line.
+    The log gets a line for each kind of defect, with the number of images and
+    the first ids, and another one only when there are more.
     """
 
-    # Before pictures are drawn.
+    # Before the hook that draws pictures.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self) -> None:
@@ -32,48 +32,21 @@ class DefectsHook(Hook):
     def after_train_iter(
         self, runner: Runner, *args: Any, **kwargs: Any
     ) -> None:
-        """Report the first image of a kind that this process meets.
-
-        Args:
-            runner: The runner.
-            args: Not read.
-            kwargs: Not read.
-        """
+        """Report the first image of each kind that this process meets."""
         for dataset in _checked_datasets(runner.train_dataloader.dataset):
             if dataset.image_defect_codes.any():
                 name, found = dataset.ann_file, dataset.image_defects()
                 if not any((name, kind) in self._reported for kind in found):
                     self._report(name, found)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Report what all processes met.
-
-        Args:
-            runner: The runner.
-        """
-        self._report_all(runner.train_dataloader.dataset)
-
-    def after_val_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
-        """Report what all processes met.
-
-        Args:
-            runner: The runner.
-            metrics: Not read.
-        """
-        self._report_all(runner.val_dataloader.dataset)
-
-    def after_test_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
-        """Report what all processes met.
-
-        Args:
-            runner: The runner.
-            metrics: Not read.
-        """
-        self._report_all(runner.test_dataloader.dataset)
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        """Report what all processes met; mmengine calls it for each mode."""
+        loader = getattr(runner, f'{mode}_dataloader')
+        for dataset in _checked_datasets(loader.dataset):
+            defects = dataset.image_defect_codes.clone()
+            all_reduce(defects, 'max')  # nothing to do in a single process
+            dataset.image_defect_codes.copy_(defects)
+            self._report(dataset.ann_file, dataset.image_defects())
 
     def after_test_iter(
         self,
@@ -82,23 +55,12 @@ class DefectsHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Take from the hooks that follow what there is no picture of.
+        """Remove unreadable images, which later hooks would draw.
 
-        Args:
-            runner: Not read.
-            batch_idx: Not read.
-            data_batch: Not read.
-            outputs: Samples of the batch, which the metric has by now.
+        The metric has taken their samples by now.
         """
         if isinstance(outputs, list):
             outputs[:] = [s for s in outputs if 'unreadable' not in s]
-
-    def _report_all(self, dataset: Any) -> None:
-        for each in _checked_datasets(dataset):
-            codes = each.image_defect_codes.clone()
-            all_reduce(codes, 'max')  # no-op in a single process
-            each.image_defect_codes.copy_(codes)
-            self._report(each.ann_file, each.image_defects())
 
     def _report(self, name: str, defects: Defects) -> None:
         news = Defects()
@@ -110,7 +72,7 @@ class DefectsHook(Hook):
 
 
 def _checked_datasets(dataset: Any) -> Iterator[CheckedCocoDataset]:
-    """Ours, and those of ours that others wrap."""
+    """Yield our data sets, also those inside the wrappers of others."""
     if isinstance(dataset, CheckedCocoDataset):
         yield dataset
     elif hasattr(dataset, 'datasets'):

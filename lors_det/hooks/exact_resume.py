@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming as if nothing had happened.
+"""Resuming a run bit by bit.
 
-mmengine stores weights, optimiser, schedule, loss scaler, EMA and log. What
-it does not store needs no storing here: before each step, and before the
-batch of each step is loaded (by whichever worker), all random states are set
-to a function of seed, process and iteration. What is left is where the
-sampler stood and what seed it had; the sampler walks there by indices alone,
-and loads nothing.
+mmengine stores weights, optimiser, schedule, loss scaler, EMA and log. Random
+states need no storing here: before each step, and before the batch of each
+step is loaded (by whichever worker), they are set to a function of seed,
+process and iteration. The position and the seed of the sampler are stored;
+a resumed sampler skips indices, and no image is loaded for that.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ def set_random_states(*key: int) -> None:
 class Batch(list[int]):
     """Indices of a batch, and the iteration of the run that it is for."""
 
-    number: int
+    iteration: int
 
 
 class NumberedBatches:
-    """A batch sampler that numbers its batches, and can begin later.
+    """A batch sampler that numbers its batches and can skip the first ones.
 
     Args:
         batches: Batch sampler around a sampler.
-        loop: Its iteration numbers the first batch.
+        loop: mmengine's loop; its iteration numbers the first batch.
     """
 
     def __init__(self, batches: Any, loop: Any) -> None:
@@ -58,7 +57,7 @@ class NumberedBatches:
         self.skip = 0
 
     def skip_iter(self, num_iters: int) -> None:
-        """Leave out the first batches of the next pass; for mmengine's loop.
+        """Skip the first batches of the next pass; mmengine's loop calls it.
 
         Args:
             num_iters: How many.
@@ -67,24 +66,24 @@ class NumberedBatches:
 
     @property
     def sampler(self) -> Any:
-        """What gives the indices; mmengine sets its epoch."""
+        """The sampler of indices; mmengine sets its epoch."""
         return self.batches.sampler
 
     def __len__(self) -> int:
-        """How many batches an epoch has."""
+        """Return the number of batches in an epoch."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the batches from where the run stands."""
-        number = self.loop.iter
+        """Yield batches, from the iteration of the loop."""
+        iteration = self.loop.iter
         while True:
             for indices in self.batches:
                 if self.skip:
                     self.skip -= 1
                     continue
                 batch = Batch(indices)
-                batch.number = number
-                number += 1
+                batch.iteration = iteration
+                iteration += 1
                 yield batch
             if not self.skip:
                 return
@@ -102,18 +101,21 @@ def load_batch(dataset: Any, seed: int, rank: int, batch: Batch) -> list[Any]:
         seed: Of the run.
         rank: Of the process.
         batch: Indices, and the iteration that they are for.
+
+    Returns:
+        The samples.
     """
-    set_random_states(seed, rank, batch.number, 1)
+    set_random_states(seed, rank, batch.iteration, 1)
     return [dataset[index] for index in batch]
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Makes a resumed run repeat, bit by bit, one that was never stopped.
+    """Make a resumed run repeat, bit by bit, one that was never stopped.
 
     On a CPU, with the same config and the same number of processes, for both
-    loops of mmengine and for checkpoints from anywhere in an epoch; mmengine
-    alone begins that epoch again. Not covered is what lives in a process
+    loops of mmengine and for checkpoints from anywhere in an epoch, which
+    mmengine itself would start again. Not covered is what lives in a process
     only: gradients that were accumulated when the checkpoint was written,
     caches of transforms (``CachedMosaic``), running statistics of batch norms
     in processes other than the first.
@@ -128,26 +130,22 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
-        """Read where the sampler stood.
-
-        Args:
-            runner: Of the run.
-            checkpoint: As loaded.
-        """
+        """Read the position of the sampler."""
         if not runner._resume:
             return
         self.resumed = checkpoint.get(KEY, {})
         if not self.resumed:
             runner.logger.warning(
                 'The checkpoint was written without ExactResumeHook: the run '
-                'goes on where it was, but not bit by bit'
+                'is resumed from it, but not bit by bit'
             )
 
     def before_train(self, runner: Runner) -> None:
-        """Put the sampler where it stood, and number its batches.
+        """Number the batches, and skip those that were done.
 
-        Args:
-            runner: Of the run.
+        Raises:
+            TypeError: If the loop is none of mmengine's two, or its loader
+                has no batch sampler.
         """
         loop = runner.train_loop
         loader = loop.dataloader
@@ -162,9 +160,10 @@ class ExactResumeHook(Hook):
                 'default_hooks, mmengine resumes as well as it can'
             )
         self.batches = NumberedBatches(loader.batch_sampler, loop)
-        # The loader's own guard is against changes while it is read.
+        # The loader's __setattr__ forbids a new batch sampler, lest it be
+        # changed during a pass; no pass has begun.
         vars(loader)['batch_sampler'] = self.batches
-        # What torch asks for a whole batch, if a dataset has it.
+        # torch calls this method for a whole batch, if a dataset has it.
         loader.dataset.__getitems__ = partial(
             load_batch, loader.dataset, runner.seed, get_rank()
         )
@@ -172,7 +171,7 @@ class ExactResumeHook(Hook):
             loop.dataloader_iterator.skip_iter = self.batches.skip_iter
         else:
             run_iter = loop.run_iter
-            # mmengine counts from 0, also where an epoch goes on.
+            # mmengine counts from 0 also in an epoch that is resumed.
             loop.run_iter = lambda _, data_batch: run_iter(
                 loop.iter - self.start, data_batch
             )
@@ -188,7 +187,7 @@ class ExactResumeHook(Hook):
             skip = skip * now['batches'] // then['batches']
             runner.logger.warning(
                 f'The checkpoint is of a run with {then} per epoch, this one '
-                f'has {now}: it goes on, but not bit by bit'
+                f'has {now}: it is resumed, but not bit by bit'
             )
         if state.get('sampler_seed') is not None:
             self.batches.sampler.seed = state['sampler_seed']
@@ -196,11 +195,7 @@ class ExactResumeHook(Hook):
             self.batches.skip = skip
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Remember at which iteration the epoch began.
-
-        Args:
-            runner: Of the run.
-        """
+        """Remember the iteration at which the epoch began."""
         self.epoch = runner.epoch
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self.start = runner.iter - self.batches.skip
@@ -208,31 +203,20 @@ class ExactResumeHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Set all random states for this step.
-
-        Args:
-            runner: Of the run.
-            batch_idx: Not used.
-            data_batch: Not used.
-        """
+        """Set all random states for this step."""
         set_random_states(runner.seed, get_rank(), runner.iter, 0)
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
-        """Store where the sampler stands.
-
-        Args:
-            runner: Of the run.
-            checkpoint: To be written.
-        """
+        """Store the position and the seed of the sampler."""
         meta = checkpoint['meta']
         accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if meta['iter'] % accumulated:
             runner.logger.warning(
-                'The checkpoint holds no accumulated gradients: resumed, the '
-                'run will not go on bit by bit; a checkpoint interval that is '
-                f'a multiple of accumulative_counts={accumulated} would'
+                'The checkpoint holds no accumulated gradients: a run resumed '
+                'from it is not equal bit by bit; a checkpoint interval that '
+                f'is a multiple of accumulative_counts={accumulated} avoids it'
             )
         in_epoch = meta['epoch'] == self.epoch
         checkpoint[KEY] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lors_det.errors import UsageError
-from lors_det.hooks import step_dump as dumps
+from lors_det.hooks.step_dump import random_states, write_dump
 from lors_det.lors.config import check_at_least
 
 ACTIONS = ('skip', 'stop')
@@ -30,30 +30,28 @@ SCALAR = 'train/skipped_steps'
 class NonFiniteHook(Hook):
     """Make no optimiser step from a loss or gradient that is not finite.
 
-    Weights, moments and EMA stay as they are; the schedule goes on. The log
-    gets the iteration, the ids of the images and the names of the losses, and
-    a file in ``WORK_DIR/nonfinite`` all that reproduces it (`replay`).
+    Weights, moments and EMA stay as they are; the schedule advances. The log
+    names the iteration, the images and the losses, and a file in
+    ``WORK_DIR/nonfinite`` reproduces the step (`replay`).
 
     All processes take the same decision: one flag is reduced over them. With
-    accumulated gradients, the whole step is skipped. Under a loss scaler,
-    infinite gradients are how it finds its scale, and left to it; they count
-    once the scale is down to 1.
+    accumulated gradients, the whole step is skipped. A loss scaler finds its
+    scale by infinite gradients, so these count only at a scale of 1.
 
-    Cost for each step: one norm of the gradients, one all-reduce of two
-    numbers, and one wait for the device, at the place where clipping waits
-    for the norm anyway.
+    Each step costs one norm of the gradients, one all-reduce of two numbers,
+    and one wait for the device, where clipping waits for the norm anyway.
 
     Args:
         action: ``skip`` the step, or ``stop`` the run.
-        max_consecutive: Steps skipped in a row, after which the run stops.
-        max_dumps: Files that a process writes at most, each with the weights.
+        max_consecutive: The run stops after more skipped steps in a row.
+        max_dumps: Most files that a process writes, each with the weights.
 
     Raises:
         TypeError: If a number has a wrong type.
         ValueError: If a value is not possible.
     """
 
-    # After all that may set random states.
+    # After hooks that set random states.
     priority = 'LOWEST'
 
     def __init__(
@@ -82,14 +80,12 @@ class NonFiniteHook(Hook):
         self._num_dumps = 0
         self._bad_loss: Tensor | None = None
         self._updated = False
-        self._verdict: str | None = None  # of the last step
-        self._batches: list[dict[str, Any]] = []  # that went into it
+        # What was not finite in the last step: 'loss', 'gradient' or None.
+        self._not_finite: str | None = None
+        self._batches: list[dict[str, Any]] = []  # of the last step
 
     def before_train(self, runner: Runner) -> None:
         """Take over the updates of the runner's optimiser wrapper.
-
-        Args:
-            runner: The runner.
 
         Raises:
             TypeError: If the wrapper is none of mmengine's.
@@ -104,7 +100,7 @@ class NonFiniteHook(Hook):
         wrapper.update_params = self._update_params
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                self._guard(hook.ema_model)
+                self._pause_average(hook.ema_model)
         history = runner.message_hub.log_scalars.get(SCALAR)
         if history:  # of a resumed run
             self.skipped = int(history.current())
@@ -112,13 +108,7 @@ class NonFiniteHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Remember the batch and the random states.
-
-        Args:
-            runner: The runner.
-            batch_idx: Not read.
-            data_batch: The batch, as it comes from the loader.
-        """
+        """Remember the batch and the random states."""
         if self._updated:
             self._batches.clear()
             self._updated = False
@@ -126,7 +116,7 @@ class NonFiniteHook(Hook):
             {
                 'iteration': runner.iter + 1,
                 'batch': data_batch,
-                'random_states': dumps.random_states(),
+                'random_states': random_states(),
             }
         )
 
@@ -136,16 +126,16 @@ class NonFiniteHook(Hook):
         step_kwargs: dict[str, Any] | None = None,
         zero_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Stand for the wrapper's method of this name."""
+        """Replace the method of the optimiser wrapper of this name."""
         wrapper = self._wrapper
         bad = ~loss.detach().isfinite()
         bad = bad if self._bad_loss is None else self._bad_loss | bad
         wrapper.backward(wrapper.scale_loss(loss))
-        self._verdict = None
+        self._not_finite = None
         if wrapper.should_update():
-            self._verdict = self._judge(bad)
+            self._not_finite = self._find_non_finite(bad)
             self._bad_loss, self._updated = None, True
-            if self._verdict is None:
+            if self._not_finite is None:
                 self.consecutive = 0
                 wrapper.step(**(step_kwargs or {}))
             else:
@@ -156,14 +146,10 @@ class NonFiniteHook(Hook):
         else:
             self._bad_loss = bad
 
-    def _judge(self, bad_loss: Tensor) -> str | None:
-        """What is not finite, in any process: the one wait of the step.
+    def _find_non_finite(self, bad_loss: Tensor) -> str | None:
+        """Ask all processes for a ``loss`` or ``gradient`` that is not finite.
 
-        Args:
-            bad_loss: () whether a loss of this process is not.
-
-        Returns:
-            ``loss``, ``gradient`` or None.
+        The one wait of the step for the device.
         """
         scaler = getattr(self._wrapper, 'loss_scaler', None)
         bad_gradient = torch.zeros_like(bad_loss)
@@ -175,8 +161,6 @@ class NonFiniteHook(Hook):
                 if parameter.grad is not None
             ]
             norm = torch.nn.utils.get_total_norm(gradients)
-            if isinstance(norm, DTensor):  # of sharded training
-                norm = norm.full_tensor()
             bad_gradient = ~norm.isfinite().to(bad_loss.device)
         flags = torch.stack([bad_loss, bad_gradient]).float()
         all_reduce(flags, 'max')
@@ -192,12 +176,6 @@ class NonFiniteHook(Hook):
     ) -> None:
         """Report a step that was not made.
 
-        Args:
-            runner: The runner.
-            batch_idx: Not read.
-            data_batch: Not read.
-            outputs: The losses by name.
-
         Raises:
             UsageError: If the run is to stop.
         """
@@ -206,90 +184,95 @@ class NonFiniteHook(Hook):
             for name, value in (outputs or {}).items()
             if isinstance(value, Tensor)
         }
-        if self._verdict is None:
+        if self._not_finite is None:
             return
-        guilty = self._batches
-        if self._verdict == 'loss':
-            guilty = [b for b in guilty if _bad_names(b['losses'])]
-        text, is_spoilt = self._describe(runner, guilty)
+        blamed = self._batches
+        if self._not_finite == 'loss':
+            blamed = [b for b in blamed if _non_finite_losses(b['losses'])]
+        text, is_beyond_repair = self._describe(runner, blamed)
         print_log(text, logger='current', level=logging.ERROR)
         for name in outputs or {}:
-            # By now it is written; a mean of the next lines would hide them.
+            # Logged by now; it would make the means of later lines NaN.
             _forget_last(runner.message_hub.log_scalars.get(f'train/{name}'))
         too_many = self.consecutive > self.max_consecutive
-        if self.action == 'stop' or too_many or is_spoilt:
+        if self.action == 'stop' or too_many or is_beyond_repair:
             raise UsageError(text)
 
     def _describe(
-        self, runner: Runner, guilty: list[dict[str, Any]]
+        self, runner: Runner, blamed: list[dict[str, Any]]
     ) -> tuple[str, bool]:
-        """One line, the same in all processes; and whether it is past help.
+        """Dump the batches of this process to blame, and gather one line.
 
-        Args:
-            runner: The runner.
-            guilty: The batches of this process to blame; they are dumped.
+        Returns:
+            The line, the same in all processes, and whether statistics of
+            norms are not finite, which no skipped step repairs.
         """
-        names = sorted({n for b in guilty for n in _bad_names(b['losses'])})
-        images = [i for b in guilty for i in dumps.image_ids(b['batch'])]
-        files = [self._dump(runner, guilty) or ''] if guilty else []
-        spoilt = dumps.spoilt_statistics(runner.model)
-        found = all_gather_object((names, images, files, spoilt))
-        names, images, files, spoilt = (
-            [entry for each in column for entry in each if entry != '']
-            for column in zip(*found, strict=True)
+        losses = [n for b in blamed for n in _non_finite_losses(b['losses'])]
+        images = [i for b in blamed for i in _image_ids(b['batch'])]
+        files = self._dump(runner, blamed) if blamed else []
+        statistics = [
+            name
+            for name, buffer in runner.model.named_buffers()
+            if 'running_' in name and not buffer.isfinite().all()
+        ]
+        found = all_gather_object((losses, images, files, statistics))
+        losses, images, files, statistics = (
+            list(chain(*column)) for column in zip(*found, strict=True)
         )
-        where = f' ({", ".join(sorted(set(names)))})' if names else ''
+        where = f' ({", ".join(sorted(set(losses)))})' if losses else ''
         text = (
-            f'iteration {runner.iter + 1}: the {self._verdict} is not finite'
-            f'{where} on the images {images}; no step was made '
+            f'iteration {runner.iter + 1}: the {self._not_finite} is not '
+            f'finite{where} on the images {images}; no step was made '
             f'({self.skipped} so far, {self.consecutive} in a row); '
             + (f'reproduced by {", ".join(files)}' if files else 'no dump')
         )
-        if spoilt:
+        if statistics:
             text += (
-                f'; it left {spoilt[0]} not finite, which no skipped step '
-                'mends: --resume goes on from the last checkpoint'
+                f'; {statistics[0]} is not finite either, and no skipped step '
+                'repairs that: --resume continues from the last checkpoint'
             )
-        return text, bool(spoilt)
+        return text, bool(statistics)
 
     def _dump(
-        self, runner: Runner, guilty: list[dict[str, Any]]
-    ) -> str | None:
-        """Write what reproduces it: the weights are those it happened with."""
+        self, runner: Runner, batches: list[dict[str, Any]]
+    ) -> list[str]:
+        """Write a dump, unless there are enough; return its name, if any."""
         if self._num_dumps >= self.max_dumps:
-            return None
+            return []
         self._num_dumps += 1
         name = f'iter_{runner.iter + 1}_rank_{get_rank()}.pth'
         path = Path(runner.work_dir, 'nonfinite', name)
         try:
-            dumps.write_dump(
-                path,
-                runner.model,
-                guilty,
-                not_finite=self._verdict,
-                config=runner.cfg.pretty_text,
-            )
-        except (OSError, RuntimeError) as error:  # torch's: a full disk
-            return f'nothing, {path} cannot be written: {error}'
-        return str(path)
+            write_dump(
+                path, runner.model, batches,
+                not_finite=self._not_finite, config=runner.cfg.pretty_text,
+            )  # fmt: skip
+        except UsageError as error:  # of a full disk: no reason to end
+            return [f'nothing, {error}']
+        return [str(path)]
 
-    def _guard(self, ema: Any) -> None:
-        """Keep an average of the weights from counting a step not made."""
+    def _pause_average(self, ema: Any) -> None:
+        """Keep an average of the weights from counting a skipped step."""
         update = ema.update_parameters
 
         def update_parameters(model: torch.nn.Module) -> None:
-            if self._verdict is None:
+            if self._not_finite is None:
                 update(model)
 
         ema.update_parameters = update_parameters
 
 
-def _bad_names(losses: dict[str, Tensor]) -> list[str]:
+def _non_finite_losses(losses: dict[str, Tensor]) -> list[str]:
     return [
         name
         for name, value in losses.items()
         if 'loss' in name and not value.isfinite().all()
     ]
+
+
+def _image_ids(batch: Any) -> list[Any]:
+    samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
+    return [sample.get('img_id') for sample in samples]
 
 
 def _forget_last(history: HistoryBuffer | None) -> None:

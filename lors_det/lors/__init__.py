@@ -6,9 +6,8 @@ Pure torch: nothing here knows about detection.
 
 from lors_det.lors.accounting import count_parameters
 from lors_det.lors.config import MODES, StackConfig
-from lors_det.lors.factorise import factorise, factorise_stack
-from lors_det.lors.fit import FitReport, factorise_matrices
-from lors_det.lors.fit_adaptive import factorise_generators
+from lors_det.lors.factorise import factorise
+from lors_det.lors.fit import FitReport
 from lors_det.lors.fold import fold
 from lors_det.lors.lorsify import lorsify
 from lors_det.lors.report import report
@@ -27,9 +26,6 @@ __all__ = [
     'StackedLinear',
     'count_parameters',
     'factorise',
-    'factorise_generators',
-    'factorise_matrices',
-    'factorise_stack',
     'fold',
     'lorsify',
     'report',

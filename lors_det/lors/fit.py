@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lors_det.lors.config import per_layer
 from lors_det.lors.stacks import StackedLinear
 
 
@@ -22,7 +21,7 @@ class FitReport:
         errors: Relative error of every layer, in the Frobenius norm.
         history: Sum of the squared errors of all layers after every
             iteration; it never rises.
-        curves: For every layer the relative error of rank 0, 1, 2, ... with
+        curves: For every layer the relative errors of rank 0, 1, 2, ... with
             the shared part of this fit; for generators of one term (K = 1)
             by a truncated decomposition, which a fit of that rank improves.
     """
@@ -33,13 +32,13 @@ class FitReport:
     curves: tuple[tuple[float, ...], ...]
 
     def rank_for(self, error: float) -> list[int | None]:
-        """Smallest rank of every layer for an error.
+        """Return the smallest rank of every layer for an error.
 
         Args:
             error: Relative error that is allowed.
 
         Returns:
-            One rank per layer; None where no rank of one term reaches it.
+            One rank per layer; None where no rank of one term is enough.
         """
         return [
             next((r for r, e in enumerate(curve) if e <= error), None)
@@ -47,7 +46,7 @@ class FitReport:
         ]
 
     def __str__(self) -> str:
-        """One line per layer."""
+        """Return one line per layer."""
         return '\n'.join(
             f'layer {i}: rank {rank}, relative error {error:.3e}'
             for i, (rank, error) in enumerate(
@@ -56,132 +55,150 @@ class FitReport:
         )
 
 
-@dataclass(frozen=True)
-class MatrixFit:
-    """A shared matrix and low-rank residuals.
-
-    Args:
-        shared: (out, in), or None for a fit without.
-        left: N factors B (out, r_i).
-        right: N factors A (r_i, in).
-        report: Errors.
-    """
-
-    shared: Tensor | None
-    left: list[Tensor]
-    right: list[Tensor]
-    report: FitReport
-
-
 @torch.no_grad()
-def factorise_matrices(
-    weights: Tensor | Sequence[Tensor],
-    rank: int | Sequence[int],
-    with_shared: bool = True,
+def fit_matrices(
+    stack: StackedLinear,
+    weights: Sequence[Tensor],
     max_iters: int = 50,
     tol: float = 1e-6,
-) -> MatrixFit:
-    """Minimise ``sum_i ||W_i - W_sh - B_i A_i||^2`` by alternation.
+) -> FitReport:
+    """Give a stack the values that come nearest to given matrices.
 
-    It starts from the mean and the truncated singular value decomposition
-    of what remains. Then, in turns, the shared matrix is the mean of
-    ``W_i - B_i A_i``, and ``B_i A_i`` the best rank-r part of
-    ``W_i - W_sh`` (Eckart and Young). Both are the exact minimum over their
-    own unknowns, so the sum never rises; it may end in a local minimum. At
-    full rank it is exact. Everything is computed in float64.
+    It minimises ``sum_i ||W_i - W_shared - B_i A_i||^2`` by alternation:
+    ``B_i A_i`` is the best rank-r part of ``W_i - W_shared`` (Eckart and
+    Young), and the shared matrix the mean of ``W_i - B_i A_i``. Both are the
+    exact minimum over their own unknowns, so the sum never rises; it may end
+    in a local minimum. At full rank it is exact. It computes in float64.
 
     Args:
-        weights: (N, out, in), or N matrices (out, in).
-        rank: Rank of the residuals; one value, or one per layer.
-        with_shared: Whether there is a shared matrix; without, one step is
-            the optimum.
-        max_iters: Largest number of alternations; 0 leaves the start.
-        tol: Stop when the sum sinks by less than this part of
-            ``sum_i ||W_i||^2``.
+        stack: Freshly built; its biases stay.
+        weights: N matrices (out, in).
+        max_iters: See `alternate`.
+        tol: See `alternate`.
 
     Returns:
-        Shared part, factors and report, in float64.
-
-    Raises:
-        TypeError: If ``rank`` is not made of integers.
-        ValueError: If matrices differ in shape, or a rank is out of range.
+        Errors of the layers.
     """
-    shapes = sorted({tuple(w.shape) for w in weights})
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ValueError(
-            f'weights of shapes {shapes}: expected matrices of one shape'
-        )
     w = torch.stack([weight.double() for weight in weights])
-    ranks = per_layer(rank, len(w), 'rank', 0, min(shapes[0]))
-    shared = w.mean(0) if with_shared else torch.zeros_like(w[0])
-    total = w.square().sum().item()
+    highest = min(w.shape[1:])
+    ranks = [highest if stack.dense else 0] * len(w)
+    for name, a in stack.private_A.items():
+        ranks[int(name)] = min(len(a), highest)
+    factors: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def fit_residual(layer: int, residual: Tensor) -> Tensor:
+        b, a = factors[layer] = truncate(residual, ranks[layer])
+        return residual - b @ a
+
+    shared, report = alternate(
+        w, fit_residual, _errors_by_rank, stack.shared is not None,
+        [str(r) for r in ranks], max_iters, tol,
+    )  # fmt: skip
+    for layer, parameter in enumerate(stack.dense):
+        parameter.copy_(w[layer])
+    if stack.shared is not None:
+        stack.shared.copy_(shared)
+    for name, b in stack.private_B.items():
+        noise = torch.finfo(b.dtype).eps * w[int(name)].norm()
+        _set_factors(b, stack.private_A[name], *factors[int(name)], noise)
+    return report
+
+
+def _set_factors(
+    b: Tensor, a: Tensor, fitted_b: Tensor, fitted_a: Tensor, noise: Tensor
+) -> None:
+    """Set B and A to fitted factors of balanced norms.
+
+    Components below the noise stay as in a fresh stack, A drawn and B zero:
+    with both zero they would never learn.
+    """
+    norms_b, norms_a = fitted_b.norm(dim=0), fitted_a.norm(dim=1)
+    kept = (norms_b * norms_a > noise).nonzero()[:, 0]
+    balance = (norms_a / norms_b)[kept].sqrt()
+    b.zero_()
+    b[:, kept] = (fitted_b[:, kept] * balance).to(b)
+    a[kept] = (fitted_a[kept] / balance[:, None]).to(a)
+
+
+def alternate(
+    weights: Tensor,
+    fit_residual: Callable[[int, Tensor], Tensor],
+    errors_by_rank: Callable[[Tensor], Tensor],
+    with_shared: bool,
+    ranks: Sequence[str],
+    max_iters: int,
+    tol: float,
+) -> tuple[Tensor, FitReport]:
+    """Fit a shared weight and the residuals of all layers in turns.
+
+    The shared weight starts as the mean of the weights.
+
+    Args:
+        weights: (N, ...).
+        fit_residual: Gets the index of a layer and ``W_i - W_shared``, fits
+            the low-rank part of the layer to it, and returns what is left.
+        errors_by_rank: Gets ``W_i - W_shared``, returns the squared errors of
+            rank 0, 1, 2, ... for the report.
+        with_shared: Whether there is a shared weight, or 0 in its place.
+        ranks: Ranks of the layers, for the report.
+        max_iters: Largest number of updates of the shared weight.
+        tol: Stop when the sum of squared errors sinks by less than this part
+            of the sum of squared weights.
+
+    Returns:
+        The shared weight (...) and the report.
+    """
+    shared = weights.mean(0) if with_shared else torch.zeros_like(weights[0])
+    least = tol * weights.square().sum().item()
     history: list[float] = []
     while True:
-        factors = [
-            truncate(m - shared, r) for m, r in zip(w, ranks, strict=True)
-        ]
-        rest = torch.stack(
-            [m - b @ a for m, (b, a) in zip(w, factors, strict=True)]
+        errors = torch.stack(
+            [fit_residual(i, w - shared) for i, w in enumerate(weights)]
         )
-        history.append((rest - shared).square().sum().item())
-        if (
-            not with_shared
-            or len(history) > max_iters
-            or (len(history) > 1 and history[-2] - history[-1] <= tol * total)
+        history.append(errors.square().sum().item())
+        if len(history) > max_iters or (
+            len(history) > 1 and history[-2] - history[-1] <= least
         ):
             break
-        shared = rest.mean(0)
-    report = FitReport(
-        tuple(map(str, ranks)),
-        relative_errors(rest - shared, w),
-        tuple(history),
-        tuple(_curve(m - shared, m) for m in w),
-    )
-    return MatrixFit(
-        shared if with_shared else None,
-        [b for b, _ in factors],
-        [a for _, a in factors],
-        report,
-    )
-
-
-def relative_errors(errors: Tensor, weights: Tensor) -> tuple[float, ...]:
-    """Norms of N errors, relative to those of N weights.
-
-    Args:
-        errors: (N, ...).
-        weights: (N, ...).
-
-    Returns:
-        N numbers; 0 for an error of 0, also of a weight 0.
-    """
+        if with_shared:
+            shared = shared + errors.mean(0)
+    # An error of 0 is 0 relative to a weight of 0 too.
     tiny = torch.finfo(weights.dtype).tiny
     norms = weights.flatten(1).norm(dim=1).clamp(min=tiny)
-    return tuple((errors.flatten(1).norm(dim=1) / norms).tolist())
+    curves = [
+        errors_by_rank(w - shared).clamp(min=0).sqrt() / norm
+        for w, norm in zip(weights, norms, strict=True)
+    ]
+    return shared, FitReport(
+        ranks=tuple(ranks),
+        errors=tuple((errors.flatten(1).norm(dim=1) / norms).tolist()),
+        history=tuple(history),
+        curves=tuple(tuple(curve.tolist()) for curve in curves),
+    )
 
 
 def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximation of one rank.
+    """Return the factors of the best approximation of a given rank.
 
-    One factor is orthonormal and the other is the matrix seen through it, so
-    that at full rank the product is the matrix, whatever the eigenvectors.
+    One factor is orthonormal and the other is the matrix projected on it, so
+    that at full rank the product is exact even where eigenvectors are not.
 
     Args:
         matrix: (out, in).
         rank: Rank r.
 
     Returns:
-        (out, r) and (r, in), larger singular values first.
+        B (out, r) and A (r, in), larger singular values first.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        right, left = truncate(matrix.T, rank)
-        return left.T, right.T
-    basis = leading(matrix @ matrix.T, rank)
+        b, a = truncate(matrix.T, rank)
+        return a.T, b.T
+    basis = leading_eigenvectors(matrix @ matrix.T, rank)
     return basis, basis.T @ matrix
 
 
-def leading(gram: Tensor, rank: int) -> Tensor:
-    """Eigenvectors of the largest eigenvalues.
+def leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors of the largest eigenvalues.
 
     Args:
         gram: (..., n, n), symmetric.
@@ -193,60 +210,10 @@ def leading(gram: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
 
 
-def _curve(residual: Tensor, weight: Tensor) -> tuple[float, ...]:
-    left, right = truncate(residual, min(residual.shape))
-    energies = (left.norm(dim=0) * right.norm(dim=1)).square()
-    tails = energies.flip(0).cumsum(0).flip(0).sqrt()
-    norm = weight.norm().clamp(min=torch.finfo(weight.dtype).tiny)
-    return (*(tails / norm).tolist(), 0.0)
-
-
-@torch.no_grad()
-def fill(
-    stack: StackedLinear,
-    weights: Sequence[Tensor],
-    max_iters: int = 50,
-    tol: float = 1e-6,
-) -> FitReport:
-    """Give a stack the values that come nearest to given matrices.
-
-    Components that the residuals do not have stay as a fresh stack has
-    them, A drawn and B zero: with both zero they would never learn.
-
-    Args:
-        stack: Freshly built; its biases stay.
-        weights: N matrices (out, in).
-        max_iters: See `factorise_matrices`.
-        tol: See `factorise_matrices`.
-
-    Returns:
-        Errors of the layers.
-    """
-    limit = min(stack.in_features, stack.out_features)
-    sizes = [
-        min(len(stack.private_A[str(i)]), limit)
-        if str(i) in stack.private_A
-        else 0
-        for i in range(stack.num_layers)
-    ]
-    if stack.dense:
-        for p, weight in zip(stack.dense, weights, strict=True):
-            p.copy_(weight)
-        return factorise_matrices(weights, limit, False).report
-    fit = factorise_matrices(
-        weights, sizes, stack.shared is not None, max_iters, tol
+def _errors_by_rank(residual: Tensor) -> Tensor:
+    """Return the squared errors of the best fits of rank 0, 1, 2, ..."""
+    b, a = truncate(residual, min(residual.shape))
+    energies = (b.norm(dim=0) * a.norm(dim=1)).square()
+    return (
+        torch.cat([energies, energies.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     )
-    if stack.shared is not None and fit.shared is not None:
-        stack.shared.copy_(fit.shared)
-    for name, b in stack.private_B.items():
-        left, right = fit.left[int(name)], fit.right[int(name)]
-        scales = left.norm(dim=0), right.norm(dim=1)
-        singular = scales[0] * scales[1]
-        noise = torch.finfo(b.dtype).eps * weights[int(name)].norm()
-        kept = singular > noise
-        b.zero_()
-        for j in kept.nonzero()[:, 0].tolist():
-            root = singular[j].sqrt()
-            b[:, j] = left[:, j] * (root / scales[0][j])
-            stack.private_A[name][j] = right[j] * (root / scales[1][j])
-    return fit.report

@@ -2,171 +2,47 @@
 """Fit a shared generator and low-rank terms to given generators.
 
 A generator is linear: with ``q' = (q, 1)`` its matrix for a query is
-``W_i(q) = T_i q'``, T_i (rows, cols, C + 1) holding weight and bias. A term
-``L E(q) R`` with linear ``E(q) = M q'``, M (r, r, C + 1), is the tensor M with
-L applied to its rows and R to its columns: a Tucker decomposition of T_i over
-two of its axes. So what a matrix has in its singular vectors, a generator has
-in the leading subspaces of its two unfoldings.
+``W_i(q) = T_i q'``, where T_i (rows, cols, D), D = C + 1, holds weight and
+bias. A term ``B E(q) A`` with ``E(q) = M q'``, M (r, r, D), is the tensor M
+with B applied to its rows and A to its columns: a Tucker decomposition of T_i
+over two of its axes. The leading subspaces of the two unfoldings are for a
+generator what the singular vectors are for a matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lors_det.lors.fit import FitReport, leading, relative_errors
+from lors_det.lors.fit import FitReport, alternate, leading_eigenvectors
 from lors_det.lors.stacks import AdaptiveStack
 
-SWEEPS = 3
+ITERATIONS = 3  # of one term, each time that it is fitted
 
 
-@dataclass
-class Term:
-    """One term ``L E(q) R`` of all groups.
-
-    Args:
-        left: (G, rows, r), orthonormal columns.
-        core: (G, r, r, D), with D = C + 1.
-        right: (G, r, cols), orthonormal rows.
-    """
-
-    left: Tensor
-    core: Tensor
-    right: Tensor
-
-    def tensor(self) -> Tensor:
-        """What it adds to the generator, (G, rows, cols, D)."""
-        return torch.einsum(
-            'gir,grsd,gsj->gijd', self.left, self.core, self.right
-        )
-
-
-@dataclass(frozen=True)
-class GeneratorFit:
-    """A shared generator and low-rank terms.
+class Term(NamedTuple):
+    """One term ``B E(q) A`` of all groups.
 
     Args:
-        shared: (G, rows, cols, D), or None for a fit without.
-        terms: For every layer its K terms.
-        report: Errors.
+        b: (G, rows, r), orthonormal columns.
+        e: Generator of E, (G, r, r, D).
+        a: (G, r, cols), orthonormal rows.
     """
 
-    shared: Tensor | None
-    terms: list[list[Term]]
-    report: FitReport
+    b: Tensor
+    e: Tensor
+    a: Tensor
+
+    def as_generator(self) -> Tensor:
+        """Multiply out, (G, rows, cols, D)."""
+        return torch.einsum('gir,grsd,gsj->gijd', *self)
 
 
 @torch.no_grad()
-def factorise_generators(
-    tensors: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    with_shared: bool = True,
-    max_iters: int = 50,
-    tol: float = 1e-6,
-) -> GeneratorFit:
-    """Fit generators in the least-squares sense of their coefficients.
-
-    That is the expected squared error of ``W_i(q)`` for queries with mean
-    zero and unit covariance. A term is fitted by truncated higher-order
-    SVD and orthogonal iteration, K terms one after the other to what the
-    others leave, and the shared generator is the mean of what all leave; no
-    step raises the error. Other than for matrices each step is a local
-    optimum only: for K = 1 of a Tucker decomposition, for K > 1 of a
-    decomposition into block terms, which has no closed form. It is exact
-    where r is the smaller side of the matrix and K r reaches the larger
-    one: a term alone reaches r rows and r columns.
-
-    Source: De Lathauwer et al., "On the best rank-1 and rank-(R1, ..., RN)
-    approximation of higher-order tensors" (SIAM J. Matrix Anal. Appl. 2000).
-
-    Args:
-        tensors: (N, G, rows, cols, D) weights and biases.
-        sizes: (K, r) of every layer; (0, 0) for none.
-        with_shared: Whether there is a shared generator.
-        max_iters: Largest number of alternations; 0 leaves the start.
-        tol: Stop when the sum of squared errors sinks by less than this part
-            of that of all entries.
-
-    Returns:
-        Shared generator, terms and report, in float64.
-    """
-    tensors = tensors.double()
-    shared = tensors.mean(0) if with_shared else torch.zeros_like(tensors[0])
-    total = tensors.square().sum().item()
-    terms: list[list[Term]] = [[] for _ in sizes]
-    history: list[float] = []
-    while True:
-        rest = torch.stack(
-            [
-                _refine(tensor - shared, layer, *size)
-                for tensor, layer, size in zip(
-                    tensors, terms, sizes, strict=True
-                )
-            ]
-        )  # what the terms leave of T_i - T_shared
-        history.append(rest.square().sum().item())
-        if len(history) > max_iters or (
-            len(history) > 1 and history[-2] - history[-1] <= tol * total
-        ):
-            break
-        if with_shared:
-            shared = shared + rest.mean(0)
-    report = FitReport(
-        tuple(f'{k} x {r}' if r else '0' for k, r in sizes),
-        relative_errors(rest, tensors),
-        tuple(history),
-        tuple(_curve(tensor - shared, tensor) for tensor in tensors),
-    )
-    return GeneratorFit(shared if with_shared else None, terms, report)
-
-
-def _refine(rest: Tensor, terms: list[Term], k: int, r: int) -> Tensor:
-    """Fit K terms anew, in place; return what they leave of ``rest``."""
-    for term in terms:
-        rest = rest - term.tensor()
-    for j in range(k):
-        if j < len(terms):
-            rest = rest + terms[j].tensor()
-            terms[j] = _iterate(rest, terms[j].right)
-        else:
-            gram = torch.einsum('gijd,gikd->gjk', rest, rest)
-            terms.append(_iterate(rest, leading(gram, r).mT))
-        rest = rest - terms[j].tensor()
-    return rest
-
-
-def _iterate(tensor: Tensor, right: Tensor) -> Term:
-    """Orthogonal iteration from given columns; the error never rises."""
-    rank = right.shape[1]
-    for _ in range(SWEEPS):
-        seen = torch.einsum('gijd,grj->gird', tensor, right)
-        gram = torch.einsum('gird,gkrd->gik', seen, seen)
-        left = leading(gram, rank)
-        seen = torch.einsum('gijd,gir->grjd', tensor, left)
-        gram = torch.einsum('grjd,grkd->gjk', seen, seen)
-        right = leading(gram, rank).mT
-    core = torch.einsum('grjd,gsj->grsd', seen, right)
-    return Term(left, core, right)
-
-
-def _curve(rest: Tensor, tensor: Tensor) -> tuple[float, ...]:
-    """Relative error of one term of every rank, by the truncated HOSVD."""
-    rows, cols = rest.shape[1:3]
-    left = leading(torch.einsum('gijd,gkjd->gik', rest, rest), rows)
-    right = leading(torch.einsum('gijd,gikd->gjk', rest, rest), cols)
-    core = torch.einsum('gijd,gir,gjs->rsgd', rest, left, right)
-    kept = core.square().sum((2, 3)).cumsum(0).cumsum(1).diagonal()
-    total = rest.square().sum()
-    norm = tensor.norm().clamp(min=torch.finfo(tensor.dtype).tiny)
-    errors = (total - torch.cat([kept.new_zeros(1), kept])).clamp(min=0)
-    return tuple((errors.sqrt() / norm).tolist())
-
-
-@torch.no_grad()
-def fill_adaptive(
+def fit_generators(
     stack: AdaptiveStack,
     generators: Sequence[nn.Linear],
     max_iters: int = 50,
@@ -174,36 +50,95 @@ def fill_adaptive(
 ) -> FitReport:
     """Give a stack the values that come nearest to given generators.
 
+    It minimises the summed squared error of the coefficients, which is the
+    expected squared error of ``W_i(q)`` for queries with mean zero and unit
+    covariance. A term is fitted by truncated higher-order SVD and orthogonal
+    iteration; K terms are fitted one after the other, each to what the others
+    leave; no step raises the error. Unlike for matrices each step is a local
+    optimum only: for K = 1 of a Tucker decomposition, for K > 1 of a
+    decomposition into block terms, which has no closed form. The fit is exact
+    where r is the smaller side of the matrix and K r is at least the larger
+    one: one term spans r rows and r columns. It computes in float64.
+
+    Source: De Lathauwer et al., "On the best rank-1 and rank-(R1, ..., RN)
+    approximation of higher-order tensors" (SIAM J. Matrix Anal. Appl. 2000).
+
     Args:
         stack: Freshly built, not dense.
         generators: N linear maps from queries to (G, rows, cols).
-        max_iters: See `factorise_generators`.
-        tol: See `factorise_generators`.
+        max_iters: See `alternate`.
+        tol: See `alternate`.
 
     Returns:
         Errors of the layers.
     """
-    sizes = (stack.num_groups, stack.rows, stack.cols)
-    tensors = torch.stack(
-        [
-            torch.cat([g.weight, g.bias[:, None]], 1).unflatten(0, sizes)
-            for g in generators
-        ]
+    shape = (stack.num_groups, stack.rows, stack.cols)
+    flat = [torch.cat([g.weight, g.bias[:, None]], 1) for g in generators]
+    tensors = torch.stack(flat).double().unflatten(1, shape)
+    terms: list[list[Term]] = [[] for _ in generators]
+    shared, report = alternate(
+        tensors,
+        lambda layer, t: _fit_terms(t, terms[layer], *stack.sizes[layer]),
+        _errors_by_rank,
+        stack.shared is not None,
+        [f'{k} x {r}' if r else '0' for k, r in stack.sizes],
+        max_iters,
+        tol,
     )
-    fit = factorise_generators(
-        tensors, stack.sizes, stack.shared is not None, max_iters, tol
-    )
-    if stack.shared is not None and fit.shared is not None:
-        _set(stack.shared, fit.shared)
-    for name, core in stack.private_E.items():
-        terms = fit.terms[int(name)]
-        stack.private_B[name].copy_(torch.stack([t.left for t in terms], 1))
-        stack.private_A[name].copy_(torch.stack([t.right for t in terms], 1))
-        _set(core, torch.stack([t.core for t in terms], 1))
-    return fit.report
+    if stack.shared is not None:
+        _set_generator(stack.shared, shared)
+    for name, generator in stack.private_E.items():
+        b, e, a = (
+            torch.stack(t, 1) for t in zip(*terms[int(name)], strict=True)
+        )
+        stack.private_B[name].copy_(b)
+        stack.private_A[name].copy_(a)
+        _set_generator(generator, e)
+    return report
 
 
-def _set(generator: nn.Module, tensor: Tensor) -> None:
+def _fit_terms(tensor: Tensor, terms: list[Term], k: int, r: int) -> Tensor:
+    """Fit K terms again, in place; return what they leave of a generator."""
+    rest = tensor
+    for term in terms:
+        rest = rest - term.as_generator()
+    for j in range(k):
+        if j < len(terms):
+            rest = rest + terms[j].as_generator()
+            terms[j] = _fit_term(rest, terms[j].a)
+        else:
+            gram = torch.einsum('gijd,gikd->gjk', rest, rest)
+            terms.append(_fit_term(rest, leading_eigenvectors(gram, r).mT))
+        rest = rest - terms[j].as_generator()
+    return rest
+
+
+def _fit_term(tensor: Tensor, a: Tensor) -> Term:
+    """Improve A and B by orthogonal iteration; the error never rises."""
+    rank = a.shape[1]
+    for _ in range(ITERATIONS):
+        projected = torch.einsum('gijd,grj->gird', tensor, a)
+        gram = torch.einsum('gird,gkrd->gik', projected, projected)
+        b = leading_eigenvectors(gram, rank)
+        projected = torch.einsum('gijd,gir->grjd', tensor, b)
+        gram = torch.einsum('grjd,grkd->gjk', projected, projected)
+        a = leading_eigenvectors(gram, rank).mT
+    return Term(b, torch.einsum('grjd,gsj->grsd', projected, a), a)
+
+
+def _errors_by_rank(tensor: Tensor) -> Tensor:
+    """Return the squared errors of one term of rank 0, 1, 2, ..., by HOSVD."""
+    rows, cols = tensor.shape[1:3]
+    gram = torch.einsum('gijd,gkjd->gik', tensor, tensor)
+    b = leading_eigenvectors(gram, rows)
+    gram = torch.einsum('gijd,gikd->gjk', tensor, tensor)
+    a = leading_eigenvectors(gram, cols)
+    e = torch.einsum('gijd,gir,gjs->rsgd', tensor, b, a)
+    kept = e.square().sum((2, 3)).cumsum(0).cumsum(1).diagonal()
+    return tensor.square().sum() - torch.cat([kept.new_zeros(1), kept])
+
+
+def _set_generator(generator: nn.Module, tensor: Tensor) -> None:
     assert isinstance(generator, nn.Linear)
     flat = tensor.flatten(0, -2)
     generator.weight.copy_(flat[:, :-1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and patterns of modules, and what to say when one is wrong."""
+"""Match names of modules, and suggest the nearest ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Iterable
 SHOWN = 8
 
 
-def find(pattern: str, names: Iterable[str], what: str) -> list[str]:
-    """Choose the names that a pattern means.
+def match_module_names(
+    pattern: str, names: Iterable[str], what: str
+) -> list[str]:
+    """Return the names that a pattern matches.
 
     A pattern is a name; or a glob, where ``*`` stands for anything without
     a dot, ``**`` for anything and ``?`` for one character; or, behind
@@ -20,15 +22,15 @@ def find(pattern: str, names: Iterable[str], what: str) -> list[str]:
     Args:
         pattern: The pattern.
         names: Names to choose from.
-        what: What they name, for the error message.
+        what: What the names are names of, for the error message.
 
     Returns:
         The names in their order, at least one.
 
     Raises:
         TypeError: If the pattern is not a string.
-        ValueError: If no name fits, with the nearest ones, or if the regular
-            expression is none.
+        ValueError: If no name matches (the message has the nearest ones), or
+            the regular expression is invalid.
     """
     if not isinstance(pattern, str):
         raise TypeError(f'{pattern!r}: expected the name of {what}')

@@ -399,6 +399,10 @@ class AdaptiveStack(Stack):
         if name not in self.private_E:
             assert full is not None
             return self._as_matrices(full(query))
+        if math.prod(query.shape[:-1]) > self.query_dim:
+            # Cheaper for many queries: add the terms once, to the generator.
+            weight, bias = self.summed_generator(layer)
+            return self._as_matrices(F.linear(query, weight, bias))
         b, a = self.private_B[name], self.private_A[name]
         num_terms, r = a.shape[1:3]
         e = self.private_E[name](query)
@@ -409,11 +413,10 @@ class AdaptiveStack(Stack):
         if full is None:
             return b @ ea
         w = self._as_matrices(full(query))  # (..., G, rows, cols)
-        b = b.expand(*w.shape[:-2], -1, -1)
-        # One call adds the product, which is never there by itself.
-        return torch.baddbmm(
-            w.flatten(0, -3), b.flatten(0, -3), ea.flatten(0, -3)
-        ).view(w.shape)
+        b = b.expand(*w.shape[:-2], -1, -1).flatten(0, -3)
+        # In place: nothing else holds w, and it is most of the memory.
+        w.flatten(0, -3).baddbmm_(b.to(w), ea.flatten(0, -3).to(w))
+        return w
 
     def summed_generator(self, layer: int) -> tuple[Tensor, Tensor]:
         """Write the generator of a layer down as one linear map.
@@ -428,16 +431,22 @@ class AdaptiveStack(Stack):
             Weight (G * rows * cols, C) and bias (G * rows * cols).
         """
         full = self._full_generator(layer)
-        base = 0.0 if full is None else _weight_and_bias(full)
+        base = None if full is None else _weight_and_bias(full)
         name = str(layer)
         if name in self.private_E:
             b, a = self.private_B[name], self.private_A[name]
             num_terms, r = a.shape[1:3]
             e = _weight_and_bias(self.private_E[name])  # (G K r r, C + 1)
             e = e.unflatten(0, (self.num_groups, num_terms, r, r))
-            terms = torch.einsum('gkir,gkrsc,gksj->gijc', b, e, a)
-            base = base + terms.flatten(0, 2)
-        assert isinstance(base, Tensor)
+            ea = a.mT[:, :, None] @ e  # (G, K, r, cols, C + 1)
+            ea = ea.flatten(3).flatten(1, 2)  # (G, K r, cols * (C + 1))
+            b = b.transpose(1, 2).flatten(2)  # (G, rows, K r)
+            if base is None:
+                base = b @ ea
+            else:
+                base = torch.baddbmm(base.view(len(b), self.rows, -1), b, ea)
+            base = base.view(-1, e.shape[-1])
+        assert base is not None
         return base[:, :-1], base[:, -1]
 
     def _full_generator(self, layer: int) -> nn.Module | None:

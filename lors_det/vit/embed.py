@@ -13,13 +13,13 @@ from lors_det.lors.config import check_at_least
 
 
 class PatchEmbedding(nn.Module):
-    """Patches through a linear map, a class token, and positions.
+    """Linear patch embedding, class token and position embedding.
 
-    Source: DeiT (arXiv:2012.12877). The table of positions belongs to images
-    of ``img_size``; for another size it is resized like an image.
+    Source: DeiT (arXiv:2012.12877).
 
     Args:
-        img_size: Side of the square images that the table is for, in pixels.
+        img_size: Side of the square images that the position embedding is
+            learnt for, in pixels; for another size it is interpolated.
         patch_size: Side P of the square patches, in pixels.
         in_channels: Channels of an image.
         embed_dims: Size C of a token.
@@ -47,31 +47,29 @@ class PatchEmbedding(nn.Module):
             )
         self.patch_size = patch_size
         self.grid_size = img_size // patch_size
-        self.projection = nn.Conv2d(
+        self.proj = nn.Conv2d(
             in_channels, embed_dims, patch_size, stride=patch_size
         )
-        self.class_token = nn.Parameter(torch.empty(1, 1, embed_dims))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
         num_tokens = 1 + self.grid_size**2
-        self.position_table = nn.Parameter(
-            torch.empty(1, num_tokens, embed_dims)
-        )
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dims))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw initial values.
 
-        Patches: N(0, 1 / fan_in), bias 0. Positions: N(0, 0.02). Class token:
-        0; its entry of the table makes it different from other tokens.
+        Projection: N(0, 1 / fan_in), bias 0. Position embedding: N(0, 0.02).
+        Class token: 0, it has a position embedding of its own.
         """
-        weight = self.projection.weight
+        weight = self.proj.weight
         nn.init.normal_(weight, std=1 / math.sqrt(weight[0].numel()))
-        assert self.projection.bias is not None
-        nn.init.zeros_(self.projection.bias)
-        nn.init.zeros_(self.class_token)
-        nn.init.trunc_normal_(self.position_table, std=0.02)
+        assert self.proj.bias is not None
+        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.cls_token)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed a batch.
+        """Turn images into tokens.
 
         Args:
             images: (B, in_channels, H, W) normalised.
@@ -89,14 +87,14 @@ class PatchEmbedding(nn.Module):
                 f'images of {height} x {width} pixels: expected multiples of '
                 f'model.patch_size={self.patch_size}'
             )
-        patches = self.projection(images)  # (B, C, H / P, W / P)
-        positions = self.positions(*patches.shape[-2:])
+        patches = self.proj(images)  # (B, C, H / P, W / P)
+        pos_embed = self.resize_pos_embed(*patches.shape[-2:])
         tokens = patches.flatten(2).transpose(1, 2)
-        first = self.class_token.expand(len(tokens), -1, -1)
-        return torch.cat([first, tokens], dim=1) + positions
+        cls_token = self.cls_token.expand(len(tokens), -1, -1)
+        return torch.cat([cls_token, tokens], dim=1) + pos_embed
 
-    def positions(self, rows: int, cols: int) -> Tensor:
-        """The table for a grid of patches; the class entry is kept.
+    def resize_pos_embed(self, rows: int, cols: int) -> Tensor:
+        """Interpolate the position embedding, but not the class token's.
 
         Args:
             rows: H / P.
@@ -107,10 +105,10 @@ class PatchEmbedding(nn.Module):
         """
         size = (self.grid_size, self.grid_size)
         if (rows, cols) == size:
-            return self.position_table
-        first, grid = self.position_table.tensor_split([1], dim=1)
+            return self.pos_embed
+        cls_embed, grid = self.pos_embed.tensor_split([1], dim=1)
         grid = grid.transpose(1, 2).unflatten(2, size)  # (1, C, side, side)
         grid = F.interpolate(
             grid, (rows, cols), mode='bicubic', align_corners=False
         )
-        return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([cls_embed, grid.flatten(2).transpose(1, 2)], dim=1)

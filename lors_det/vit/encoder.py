@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder: every step of a layer is a stack over all layers."""
+"""The transformer encoder, whose linear layers are stacks over the depth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ NORM_EPS = 1e-6
 
 
 class SelfAttention(nn.Module):
-    """Self-attention between tokens, of all layers.
+    """The self-attention between tokens of all layers.
 
     Args:
         num_layers: Number of layers.
@@ -54,18 +55,12 @@ class SelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw initial values: whole matrices N(0, 0.02), biases 0.
-
-        The releases cut the normal law at -2 and 2, where nothing is left.
-        """
+        """Draw initial values: full matrices N(0, 0.02), biases 0."""
         for stack in (self.qkv, self.proj):
-            stack.reset_parameters()
-            for weight in whole_matrices(stack):
-                nn.init.trunc_normal_(weight, std=0.02)
-            zero_biases(stack)
+            reset_stack(stack, partial(nn.init.trunc_normal_, std=0.02))
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
-        """Attend.
+        """Let the tokens of each image attend to each other.
 
         Args:
             tokens: (B, T, C).
@@ -84,7 +79,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between them, of all layers.
+    """The feed-forward networks of all layers: linear, exact GELU, linear.
 
     Args:
         num_layers: Number of layers.
@@ -115,15 +110,12 @@ class FeedForward(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw initial values: whole matrices by Xavier's law, biases 0."""
+        """Draw initial values: full matrices Xavier uniform, biases 0."""
         for stack in (self.fc1, self.fc2):
-            stack.reset_parameters()
-            for weight in whole_matrices(stack):
-                nn.init.xavier_uniform_(weight)
-            zero_biases(stack)
+            reset_stack(stack, nn.init.xavier_uniform_)
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
-        """Apply to each token on its own.
+        """Transform each token separately.
 
         Args:
             tokens: (B, T, C).
@@ -138,17 +130,17 @@ class FeedForward(nn.Module):
 class ViTEncoder(nn.Module):
     """N pre-norm layers of self-attention and feed-forward network.
 
-    Source: DeiT (arXiv:2012.12877); with ``stacks`` in the mode ``lors`` it
-    is the encoder of LORS (arXiv:2403.04303), which has static stacks only.
+    Source: DeiT (arXiv:2012.12877); LORS-DeiT (arXiv:2403.04303) with
+    ``stacks`` in the mode ``lors``.
 
     Args:
         num_layers: Depth N.
         embed_dims: Size C of a token.
         num_heads: Number of attention heads.
         feedforward_channels: Hidden size of the feed-forward network.
-        stacks: Where the weights of the layers come from, by the name of a
-            step (``attention``, ``ffn``); each a dict with the fields of
-            `StackConfig`. Steps that are not named are dense.
+        stacks: Where the weights of the layers come from: for ``attention``
+            and ``ffn`` a dict with the fields of `StackConfig`. Without an
+            entry the weights are dense.
 
     Raises:
         TypeError: If a size or an entry of ``stacks`` has a wrong type.
@@ -179,23 +171,19 @@ class ViTEncoder(nn.Module):
                 f'{list(STACKS)}'
             )
         self.num_layers = num_layers
-        self.attention_norm = StackedLayerNorm(
-            num_layers, embed_dims, eps=NORM_EPS
-        )
+        self.norm1 = StackedLayerNorm(num_layers, embed_dims, eps=NORM_EPS)
         self.attention = SelfAttention(
             num_layers, embed_dims, num_heads, stacks.get('attention')
         )
-        self.ffn_norm = StackedLayerNorm(num_layers, embed_dims, eps=NORM_EPS)
+        self.norm2 = StackedLayerNorm(num_layers, embed_dims, eps=NORM_EPS)
         self.ffn = FeedForward(
             num_layers, embed_dims, feedforward_channels, stacks.get('ffn')
         )
 
     def reset_parameters(self) -> None:
-        """Draw initial values of every step anew."""
-        for step in (
-            self.attention_norm, self.attention, self.ffn_norm, self.ffn
-        ):  # fmt: skip
-            step.reset_parameters()
+        """Draw all initial values again."""
+        for module in (self.norm1, self.attention, self.norm2, self.ffn):
+            module.reset_parameters()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Run all layers.
@@ -204,7 +192,7 @@ class ViTEncoder(nn.Module):
             tokens: (B, T, C).
 
         Returns:
-            (B, T, C), not normalised.
+            (B, T, C), before the final norm.
         """
         for layer in range(self.num_layers):
             tokens = self.forward_layer(tokens, layer)
@@ -220,18 +208,24 @@ class ViTEncoder(nn.Module):
         Returns:
             (B, T, C).
         """
-        normed = self.attention_norm(tokens, layer)
-        tokens = tokens + self.attention(normed, layer)
-        normed = self.ffn_norm(tokens, layer)
-        return tokens + self.ffn(normed, layer)
+        tokens = tokens + self.attention(self.norm1(tokens, layer), layer)
+        return tokens + self.ffn(self.norm2(tokens, layer), layer)
 
 
-def whole_matrices(stack: StackedLinear) -> list[Tensor]:
-    """The matrices of a stack that are no low-rank factors."""
-    return [*stack.dense, *([] if stack.shared is None else [stack.shared])]
+def reset_stack(
+    stack: StackedLinear, init_matrix: Callable[[Tensor], Tensor]
+) -> None:
+    """Draw the initial values of a stack again, biases 0.
 
-
-def zero_biases(stack: StackedLinear) -> None:
-    """Set the bias of every layer to 0."""
+    Args:
+        stack: The stack.
+        init_matrix: Fills its dense or shared matrices in place; low-rank
+            factors keep the values that `StackedLinear` gives them.
+    """
+    stack.reset_parameters()
+    for weight in stack.dense:
+        init_matrix(weight)
+    if stack.shared is not None:
+        init_matrix(stack.shared)
     for bias in stack.bias:
         nn.init.zeros_(bias)

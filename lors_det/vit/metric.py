@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the most likely class is the right one."""
+"""Top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class Top1Accuracy(BaseMetric):
-    """Share of images whose most likely class is theirs, in percent.
+    """Top-1 accuracy: share of images classified correctly, in percent.
 
     Args:
-        collect_device: Where results of several processes are collected,
-            ``cpu`` or ``gpu``.
-        prefix: Before the name ``top1`` in logs.
+        collect_device: ``cpu`` or ``gpu``, where the results of all
+            processes are collected.
+        prefix: Prefix of ``top1`` in logs.
     """
 
     default_prefix = 'accuracy'
@@ -28,7 +28,7 @@ class Top1Accuracy(BaseMetric):
         """Compare a batch.
 
         Args:
-            data_batch: Not read.
+            data_batch: Unused.
             data_samples: What `ViTClassifier.predict` returns.
         """
         self.results += [
@@ -40,7 +40,7 @@ class Top1Accuracy(BaseMetric):
         """Average over all images.
 
         Args:
-            results: Whether each image was classified rightly.
+            results: Whether each image was classified correctly.
 
         Returns:
             ``top1`` in percent.

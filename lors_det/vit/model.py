@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classifier: each step once, in order."""
+"""The image classifier."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from lors_det.vit.embed import PatchEmbedding
 from lors_det.vit.encoder import NORM_EPS, ViTEncoder
 from lors_det.vit.preprocess import BatchMixing
 
-MODES = ('loss', 'predict', 'tensor')
-
 
 @MODELS.register_module()
 class ViTClassifier(BaseModel):
-    """DeiT without distillation, and LORS-DeiT where ``stacks`` say so.
+    """DeiT without distillation; LORS-DeiT with ``stacks`` of mode ``lors``.
 
     Source: DeiT (arXiv:2012.12877); LORS (arXiv:2403.04303). The defaults are
     DeiT-Tiny for images of 32 x 32 pixels.
 
-    train: images, mixing, tokens, encoder, norm, head, cross-entropy.
-    predict: images, tokens, encoder, norm, head, softmax.
+    train: images -> mixup or cutmix -> tokens -> encoder -> norm -> head ->
+    cross-entropy; predict: the same without mixing, and a softmax.
 
     Args:
         num_classes: Number of classes.
-        img_size: Side of the images, in pixels; others are possible, the
-            table of positions is resized for them.
+        img_size: Side of the images, in pixels; for images of another size
+            the position embedding is interpolated.
         patch_size: Side of a patch, in pixels.
         in_channels: Channels of an image.
         embed_dims: Size C of a token.
@@ -40,8 +38,8 @@ class ViTClassifier(BaseModel):
         num_heads: Number of attention heads.
         feedforward_channels: Hidden size of the feed-forward network.
         stacks: Where the weights of the layers come from; see `ViTEncoder`.
-        label_smoothing: Share of the target that is spread evenly over all
-            classes, from 0 to 1; of soft labels as well.
+        label_smoothing: Share of the target, hard or soft, that is spread
+            evenly over all classes, from 0 to 1.
         mixup: Parameter alpha of mixup; 0 for no mixup.
         cutmix: Parameter alpha of cutmix; 0 for no cutmix.
         data_preprocessor: Config of the `ImageNormalizer`.
@@ -87,16 +85,16 @@ class ViTClassifier(BaseModel):
         self._reset_head()
 
     def reset_parameters(self) -> None:
-        """Draw initial values of every step anew."""
+        """Draw all initial values again."""
         self.embed.reset_parameters()
         self.encoder.reset_parameters()
         self.norm.reset_parameters()
         self._reset_head()
 
     def _reset_head(self) -> None:
-        """All zero: training starts from equal chances for all classes."""
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        """Set the head to 0: every class starts with the same probability."""
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -104,7 +102,7 @@ class ViTClassifier(BaseModel):
         labels: Tensor | None = None,
         mode: str = 'tensor',
     ) -> Any:
-        """What mmengine calls.
+        """Compute losses, predictions or logits, as mmengine's models do.
 
         Args:
             inputs: (B, in_channels, H, W) normalised images.
@@ -122,13 +120,13 @@ class ViTClassifier(BaseModel):
         if mode == 'predict':
             return self.predict(inputs, labels)
         if mode != 'loss':
-            raise ValueError(f'mode={mode!r}: expected one of {MODES}')
+            raise ValueError(f'mode={mode!r}: expected loss, predict, tensor')
         if labels is None:
             raise ValueError("mode='loss' needs labels: got None")
         return self.loss(inputs, labels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Classify.
+        """Compute the class logits.
 
         Args:
             images: (B, in_channels, H, W) normalised.
@@ -140,7 +138,7 @@ class ViTClassifier(BaseModel):
         return self.head(self.norm(tokens[:, 0]))
 
     def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss of a batch, which is mixed first.
+        """Compute the loss of a batch after mixup or cutmix.
 
         Args:
             images: (B, in_channels, H, W) normalised.
@@ -159,7 +157,7 @@ class ViTClassifier(BaseModel):
     def predict(
         self, images: Tensor, labels: Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """Predictions of a batch.
+        """Predict the classes of a batch.
 
         Args:
             images: (B, in_channels, H, W) normalised.

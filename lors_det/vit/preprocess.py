@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a whole batch: normalisation, mixup and cutmix."""
+"""Batch transforms: normalisation, mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ImageNormalizer(BaseDataPreprocessor):
         non_blocking: Whether copies to the device are asynchronous.
 
     Raises:
-        ValueError: If the two have not one entry per channel, or a deviation
-            is not positive.
+        ValueError: If ``mean`` and ``std`` differ in length, or a standard
+            deviation is not positive.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ImageNormalizer(BaseDataPreprocessor):
     def forward(
         self, data: Mapping[str, Any], training: bool = False
     ) -> dict[str, Any]:
-        """Normalise.
+        """Normalise a batch.
 
         Args:
             data: ``inputs`` (B, channels, H, W), and other entries.
-            training: Not read; there for mmengine's sake.
+            training: Unused; mmengine passes it.
 
         Returns:
             The same entries on the device; ``inputs`` as floating point.
@@ -74,10 +74,10 @@ class ImageNormalizer(BaseDataPreprocessor):
 
 
 class BatchMixing:
-    """Mixup or cutmix, chosen anew for every batch with equal chances.
+    """Torchvision's mixup or cutmix, one of them at random for each batch.
 
-    Both are torchvision's. One coefficient serves a whole batch; an image is
-    mixed with its neighbour in the batch, so batches have to be shuffled.
+    All images of a batch share one mixing coefficient. Each is mixed with the
+    next one in the batch, so the data have to be shuffled.
 
     Source: mixup (arXiv:1710.09412), cutmix (arXiv:1905.04899), as used by
     DeiT (arXiv:2012.12877).
@@ -105,7 +105,7 @@ class BatchMixing:
                     f'for no {key}'
                 )
             if alpha:
-                # They hold numbers, which the meta device has not.
+                # Their constructors make tensors and read their values.
                 with torch.device('cpu'):
                     choice = kind(alpha=alpha, num_classes=num_classes)
                 self.choices.append(choice)
@@ -113,15 +113,15 @@ class BatchMixing:
     def __call__(
         self, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mix a batch with itself.
+        """Mix the images of a batch with each other.
 
         Args:
             images: (B, channels, H, W).
             labels: (B,) classes, or (B, num_classes) probabilities.
 
         Returns:
-            Images of the same shape, and (B, num_classes) probabilities; what
-            was given where there is nothing to choose from.
+            Images of the same shape, and (B, num_classes) probabilities; the
+            arguments if both alphas are 0.
         """
         if not self.choices:
             return images, labels

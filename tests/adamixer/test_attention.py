@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import pytest
 import torch
 from helpers.factories import positions, randomise
 
@@ -47,15 +46,3 @@ def test_positions_get_no_gradient() -> None:
     assert xyzr.grad is None
     assert content.grad.any()
     assert module.iof_tau[0].grad.any()
-
-
-@pytest.mark.parametrize(
-    ('dims', 'heads', 'message'),
-    [
-        (36, 4, 'embed_dims=36: expected a multiple of 8'),
-        (32, 5, 'embed_dims=32 is not divisible by decoder.num_heads=5'),
-    ],
-)
-def test_errors(dims: int, heads: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        QueryAttention(1, dims, heads)

@@ -235,8 +235,8 @@ def test_a_checkpoint_of_another_depth_or_rank(
         decoder().load_state_dict(other, strict=False)
 
 
-@pytest.mark.parametrize('recompute', ['none', 'kernels'])
-def test_one_graph_for_all_sizes(recompute: str) -> None:
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_one_graph_for_all_sizes(with_cp: bool) -> None:
     """Traced whole, once for training and once for prediction.
 
     Number of images and size of the pyramid are free in both, as long as the
@@ -247,7 +247,7 @@ def test_one_graph_for_all_sizes(recompute: str) -> None:
         'num_stages': 1,
         'stacks': {'mixing_kernels': {'mode': 'lors', 'rank': 2}},
     }
-    model = decoder(recompute=recompute, **config)
+    model = decoder(with_cp=with_cp, **config)
     randomise(model)
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -161,8 +161,8 @@ def test_geometry_and_losses_stay_float32_under_autocast() -> None:
                     **decoder_config(strides=[4, 8, 16]),
                 }
             },
-            r'decoder.strides=\[4, 8, 16\]: the neck has 4 levels '
-            r'\(neck.in_channels=\[8, 16, 32, 64\]\), expected one stride',
+            r'decoder.strides=\[4, 8, 16\]: the neck gives 4 levels, '
+            'expected one stride for each',
         ),
         (
             {
@@ -193,6 +193,26 @@ def test_strides_of_another_pyramid() -> None:
         r'an input of \(64, 96\), which is stride 4',
     ):
         losses_of(model, batch(1))
+
+
+@pytest.mark.parametrize('num_levels', [4, 5])
+def test_a_neck_with_more_levels_than_its_backbone(num_levels: int) -> None:
+    """Levels are counted by what the neck gives."""
+    decoder = decoder_config(strides=[4, 8, 16, 32, 64][:num_levels])
+    config = detector_config(
+        neck={
+            'type': 'FPN',
+            'in_channels': [8, 16, 32, 64],
+            'out_channels': 32,
+            'num_outs': 5,
+        },
+        decoder={'type': 'AdaMixerDecoder', **decoder},
+    )
+    if num_levels == 5:
+        assert losses_of(build(config), batch(1))['s0.loss_cls'].isfinite()
+    else:
+        with pytest.raises(ValueError, match='the neck gives 5 levels'):
+            build(config)
 
 
 def test_compiled() -> None:

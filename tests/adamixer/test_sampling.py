@@ -8,9 +8,9 @@ import torch
 from helpers.factories import STRIDES, positions, pyramid
 from torch import Tensor
 
-from lors_det.adamixer.pyramid import Pyramid
 from lors_det.adamixer.sampling import (
     AdaptiveSampling,
+    Pyramid,
     level_weights,
     sample_3d,
 )

@@ -9,7 +9,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
@@ -52,6 +52,15 @@ def randomise(module: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def encoder() -> nn.TransformerEncoder:
+    """Torch's own encoder of three layers, without dropout."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def pyramid(

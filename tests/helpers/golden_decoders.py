@@ -15,14 +15,12 @@ from helpers.golden_files import Comparison, Golden
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
-from lors_det.convert.official import (
-    DecoderLayout,
-    Pair,
-    decoder_pairs,
-    from_official,
-    neck_pairs,
-    to_official,
+from lors_det.convert.detector_names import (
+    DecoderSizes,
+    decoder_renames,
+    neck_renames,
 )
+from lors_det.convert.tensors import Rename, to_official, to_ours
 
 
 def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,27 +53,25 @@ def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def pairs_of(config: Mapping[str, Any]) -> list[Pair]:
+def renames_of(config: Mapping[str, Any]) -> list[Rename]:
     """Which official tensor is which of ours, without the backbone."""
-    layout = DecoderLayout(
+    sizes = DecoderSizes(
         num_stages=config['num_stages'],
         num_groups=config['n_groups'],
-        width=config['content_dim'] // config['n_groups'],
-        in_points=config['in_points'],
-        out_points=config['out_points'],
+        group_channels=config['content_dim'] // config['n_groups'],
         lors=config['decoder'] == 'lors',
         num_cls_fcs=config['num_cls_fcs'],
         num_reg_fcs=config['num_reg_fcs'],
     )
-    neck = neck_pairs(len(config['featmap_strides']))
-    return [*decoder_pairs(layout), *neck]
+    neck = neck_renames(len(config['featmap_strides']))
+    return [*decoder_renames(sizes), *neck]
 
 
-def load(model: nn.Module, golden: Golden, pairs: list[Pair]) -> None:
+def load(model: nn.Module, golden: Golden, renames: list[Rename]) -> None:
     """Fill a model; every tensor of ours and of the file must have a peer."""
     state = golden.section('state/')
-    ours = from_official(state, iter(pairs))
-    named = {pair.official for pair in pairs}
+    ours = to_ours(state, renames)
+    named = {rename.official for rename in renames}
     ours.update({k: v for k, v in state.items() if k not in named})
     model.load_state_dict(ours)
 
@@ -91,15 +87,15 @@ class DecoderAlone(nn.Module):
         )
 
 
-def recorded_decoder(golden: Golden) -> tuple[DecoderAlone, list[Pair]]:
-    pairs = [
-        pair
-        for pair in pairs_of(golden.config)
-        if not pair.official.startswith('neck.')
+def recorded_decoder(golden: Golden) -> tuple[DecoderAlone, list[Rename]]:
+    renames = [
+        rename
+        for rename in renames_of(golden.config)
+        if not rename.official.startswith('neck.')
     ]
     model = DecoderAlone(golden.config).to(golden.dtype)
-    load(model, golden, pairs)
-    return model, pairs
+    load(model, golden, renames)
+    return model, renames
 
 
 def image_sizes(golden: Golden) -> Tensor:
@@ -136,7 +132,7 @@ def decoder_outputs(golden: Golden) -> Iterator[Comparison]:
 def decoder_losses(golden: Golden) -> Iterator[Comparison]:
     """Assignments, losses and gradients of both cases of ground truth."""
     for case in ('a', 'b'):
-        model, pairs = recorded_decoder(golden)
+        model, renames = recorded_decoder(golden)
         criterion = build(criterion_config())
         feats, sizes = golden.levels(), image_sizes(golden)
         stages = model.decoder(feats, *model.queries(sizes))
@@ -156,7 +152,7 @@ def decoder_losses(golden: Golden) -> Iterator[Comparison]:
             'outputs', losses, golden.section(f'out/loss_{case}/')
         )
         losses['total'].backward()
-        gradients = official_gradients(model, pairs)
+        gradients = official_gradients(model, renames)
         gradients.update(
             {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}
         )
@@ -184,14 +180,14 @@ def official_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_gradients(
-    model: nn.Module, pairs: list[Pair]
+    model: nn.Module, renames: list[Rename]
 ) -> dict[str, Tensor]:
     ours = {
         name: parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    return to_official(ours, iter(pairs))
+    return to_official(ours, renames)
 
 
 def norms(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mmdet.registry import TRANSFORMS
@@ -28,19 +27,19 @@ from helpers.golden_decoders import (
     norms,
     official_gradients,
     official_losses,
-    pairs_of,
+    renames_of,
 )
 from helpers.golden_files import Comparison, Golden
 from lors_det.adamixer import AdaMixer
-from lors_det.convert.detector import convert_detector, revert_detector
-from lors_det.convert.official import Pair
+from lors_det.convert.models import convert, revert
+from lors_det.convert.tensors import Rename
 
 #: Of the grey levels of R, G, B.
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+STD = [58.395, 57.12, 57.375]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def recorded_detector(golden: Golden) -> tuple[AdaMixer, list[Pair]]:
+def recorded_detector(golden: Golden) -> tuple[AdaMixer, list[Rename]]:
     config = golden.config
     backbone = config['backbone']
     assert backbone['type'] == 'ResNet'
@@ -66,14 +65,14 @@ def recorded_detector(golden: Golden) -> tuple[AdaMixer, list[Pair]]:
             'test_cfg': {'max_per_img': config['max_per_img']},
         }
     ).to(golden.dtype)
-    pairs = pairs_of(config)
-    load(model, golden, pairs)
-    pairs += [
-        Pair(name, (name,))
+    renames = renames_of(config)
+    load(model, golden, renames)
+    renames += [
+        Rename(name, (name,))
         for name, _ in model.named_parameters()
         if name.startswith('backbone.')
     ]
-    return model, pairs
+    return model, renames
 
 
 def samples_of(golden: Golden, images: Iterable[int]) -> list[DetDataSample]:
@@ -127,7 +126,7 @@ def detector_outputs(golden: Golden) -> Iterator[Comparison]:
 
 def detector_losses(golden: Golden) -> Iterator[Comparison]:
     """Losses, and the norm of every gradient."""
-    model, pairs = recorded_detector(golden)
+    model, renames = recorded_detector(golden)
     model.train()
     batch = golden['in/batch']
     samples = samples_of(golden, range(len(batch)))
@@ -137,7 +136,7 @@ def detector_losses(golden: Golden) -> Iterator[Comparison]:
     losses = official_losses(model.loss(batch, samples))
     yield Comparison('outputs', losses, golden.section('out/loss/'))
     losses['total'].backward()
-    yield norms(golden, 'grad_norm/', official_gradients(model, pairs))
+    yield norms(golden, 'grad_norm/', official_gradients(model, renames))
 
 
 def detector_inputs(golden: Golden) -> Iterator[Comparison]:
@@ -182,35 +181,19 @@ def preprocessed(golden: Golden) -> Tensor:
     return build(config.model.data_preprocessor)(data)['inputs']
 
 
-def resized(
-    golden: Golden,
-) -> Iterator[tuple[np.ndarray, tuple[int, int], Tensor]]:
-    """Raw images, their new (width, height), and the recorded pixels.
-
-    The pixels are (height, width, BGR) grey levels, back from the batch.
-    """
-    unit, mean = torch.tensor(STD), torch.tensor(MEAN)
-    for i, image in enumerate(golden.config['images']):
-        height, width = image['img_shape'][:2]
-        batch = golden['in/batch'][i, :, :height, :width].float()
-        pixels = batch.permute(1, 2, 0) * unit + mean
-        raw = golden[f'in/img{i}/uint8_bgr'].numpy()
-        yield raw, (width, height), pixels.round().flip(-1)
-
-
 def detector_conversion(golden: Golden) -> Iterator[Comparison]:
     """The converter infers the sidecar's sizes, and comes back to the bit."""
     state = golden.section('state/')
-    result = convert_detector(state, 'recorded')
+    result = convert(state, 'recorded')
     assert not result.unused
-    found = dict(result.layout.model['decoder'])
+    found = dict(result.model.settings['decoder'])
     expected = decoder_settings(golden.config)
     # Ranks decide over shapes, which are compared below; strides do not.
     both = found.keys() & expected.keys() - {'stacks'}
     assert len(both) == len(found) - 1
     assert {k: found[k] for k in both} == {k: expected[k] for k in both}
-    assert result.layout.model['num_queries'] == golden.config['num_query']
+    assert result.model.settings['num_queries'] == golden.config['num_query']
     model, _ = recorded_detector(golden)
     ours = model.state_dict()
     yield Comparison('equal', result.state, ours)
-    yield Comparison('equal', revert_detector(ours, 'ours').state, state)
+    yield Comparison('equal', revert(ours, 'ours').state, state)

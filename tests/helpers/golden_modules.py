@@ -21,41 +21,36 @@ from lors_det.adamixer.geometry import (
 )
 from lors_det.adamixer.heads import FeedForward, PredictionHeads
 from lors_det.adamixer.mixing import AdaptiveMixing
-from lors_det.adamixer.pyramid import Pyramid
 from lors_det.adamixer.sampling import (
     AdaptiveSampling,
+    Pyramid,
     level_weights,
     sample_3d,
 )
-from lors_det.convert.official import (
-    DecoderLayout,
-    Pair,
-    decoder_pairs,
-    from_official,
-    to_official,
-)
+from lors_det.convert.detector_names import DecoderSizes, decoder_renames
+from lors_det.convert.tensors import Rename, to_official, to_ours
 
 
 class Recorded(nn.Module):
     """Modules that load official tensors and give official gradients.
 
     Args:
-        pairs: What is what, for tensors of a whole detector.
+        renames: The names, for tensors of a whole detector.
         prefix: Where in a detector's names the recorded module sits.
         steps: The modules, by their name in our decoder.
     """
 
     def __init__(
-        self, pairs: list[Pair], prefix: str, **steps: nn.Module
+        self, renames: list[Rename], prefix: str, **steps: nn.Module
     ) -> None:
         super().__init__()
-        self.pairs = pairs
+        self.renames = renames
         self.prefix = prefix
         self.decoder = nn.ModuleDict(steps)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
         state = {self.prefix + name: x for name, x in state.items()}
-        ours = from_official(state, iter(self.pairs))
+        ours = to_ours(state, self.renames)
         missing, unexpected = self.load_state_dict(ours, strict=False)
         assert not unexpected
         untouched = {'decoder.mixing.norm.0.weight'}
@@ -68,18 +63,16 @@ class Recorded(nn.Module):
             for name, parameter in self.named_parameters()
             if parameter.grad is not None
         }
-        theirs = to_official(ours, iter(self.pairs))
+        theirs = to_official(ours, self.renames)
         return {k.removeprefix(self.prefix): v for k, v in theirs.items()}
 
 
-def layout_of(config: dict, lors: bool, num_stages: int) -> DecoderLayout:
+def sizes_of(config: dict, lors: bool, num_stages: int) -> DecoderSizes:
     dim = config.get('in_dim') or config.get('content_dim')
-    return DecoderLayout(
+    return DecoderSizes(
         num_stages=num_stages,
         num_groups=config['n_groups'],
-        width=dim // config['n_groups'],
-        in_points=config['in_points'],
-        out_points=config.get('out_points', 1),
+        group_channels=dim // config['n_groups'],
         lors=lors,
         num_cls_fcs=config.get('num_cls_fcs', 1),
         num_reg_fcs=config.get('num_reg_fcs', 1),
@@ -121,9 +114,9 @@ def adaptive_sampling(golden: Golden) -> Iterator[Comparison]:
         config['n_groups'],
         config['in_points'],
     )
-    pairs = list(decoder_pairs(layout_of(config, True, 1)))
+    renames = list(decoder_renames(sizes_of(config, True, 1)))
     model = Recorded(
-        pairs, 'roi_head.bbox_head.0.sampling.', sampling=module
+        renames, 'roi_head.bbox_head.0.sampling.', sampling=module
     ).to(golden.dtype)
     model.load_official(golden.section('state/'))
     feats = golden.levels()
@@ -181,8 +174,8 @@ def mixing_dense(golden: Golden) -> Iterator[Comparison]:
         config['out_points'],
     )
     prefix = 'roi_head.bbox_head.0.sampling_n_mixing.adaptive_mixing.'
-    pairs = list(decoder_pairs(layout_of(config, False, 1)))
-    model = Recorded(pairs, prefix, mixing=module).to(golden.dtype)
+    renames = list(decoder_renames(sizes_of(config, False, 1)))
+    model = Recorded(renames, prefix, mixing=module).to(golden.dtype)
     model.load_official(golden.section('state/'))
     x = golden['in/x'].requires_grad_()
     query = golden['in/query'].requires_grad_()
@@ -211,8 +204,8 @@ def mixing_lors(golden: Golden) -> Iterator[Comparison]:
         },
         out_proj={'mode': 'lors', 'rank': config['mix_out_proj_ranks']},
     )
-    pairs = list(decoder_pairs(layout_of(config, True, num_stages)))
-    model = Recorded(pairs, 'roi_head.adaptive_mixing.', mixing=module)
+    renames = list(decoder_renames(sizes_of(config, True, num_stages)))
+    model = Recorded(renames, 'roi_head.adaptive_mixing.', mixing=module)
     model = model.to(golden.dtype)
     model.load_official(golden.section('state/'))
     x = golden['in/x'].requires_grad_()
@@ -240,7 +233,7 @@ def stage_attention(golden: Golden) -> Iterator[Comparison]:
         1, dim, config['n_groups'], config['in_points']
     )
     model = Recorded(
-        list(decoder_pairs(layout_of(config, True, 1))),
+        list(decoder_renames(sizes_of(config, True, 1))),
         'roi_head.bbox_head.0.',
         attention=attention,
         sampling=sampling,

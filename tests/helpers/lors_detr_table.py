@@ -16,6 +16,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from lors_det.files import write_between_marks
+
 ROOT = Path(__file__).parents[2]
 CONFIG_DIR = ROOT / 'configs' / 'lors_detr'
 CONFIGS = sorted(path.name for path in CONFIG_DIR.glob('*.py'))
@@ -79,21 +81,14 @@ def table() -> str:
     return '\n'.join(lines) + '\n'
 
 
-def written(text: str) -> str:
-    """What a document holds between the marks."""
-    return text.split(MARKS[0])[1].split(MARKS[1])[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--write', type=Path, metavar='DOCUMENT')
     path = parser.parse_args().write
     if path is None:
         sys.stdout.write(table())
-        return
-    head, rest = path.read_text().split(MARKS[0])
-    tail = rest.split(MARKS[1])[1]
-    path.write_text(head + MARKS[0] + table() + MARKS[1] + tail)
+    else:
+        write_between_marks(path, *MARKS, table())
 
 
 if __name__ == '__main__':

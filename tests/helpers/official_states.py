@@ -39,44 +39,40 @@ def official_state(
     num_param_groups: Sequence[int] = (1, 2, 1),
     out_ranks: Sequence[int] = (3, 3, 3),
 ) -> dict[str, Tensor]:
-    """A detector of the release ``LORS`` or ``AdaMixer``.
+    """Return a detector of the release ``LORS`` or ``AdaMixer``.
 
     The defaults are those of ``factories.detector_config``.
     """
     generator = groups * ((dims // groups) ** 2 + out_points * in_points)
     out_in = dims * out_points
+    num_offsets = 3 * groups * in_points
     sizes: Sizes = {
         'rpn_head.init_content_features.weight': (num_queries, dims),
-        'neck.gn_out.weight': (dims,),
-        'neck.gn_out.bias': (dims,),
     }
+    linear(sizes, 'neck.gn_out', dims)
     for level, channels in enumerate(in_channels):
         linear(sizes, f'neck.lateral_convs.{level}.conv', dims, channels, 1, 1)
     for stage in range(num_stages):
         head = f'roi_head.bbox_head.{stage}'
+        step = 'sampling' if release == 'LORS' else 'sampling_n_mixing'
         sizes[f'{head}.iof_tau'] = (4,)
         sizes[f'{head}.attention.attn.in_proj_weight'] = (3 * dims, dims)
         sizes[f'{head}.attention.attn.in_proj_bias'] = (3 * dims,)
-        linear(sizes, f'{head}.attention.attn.out_proj', dims, dims)
-        linear(sizes, f'{head}.attention_norm', dims)
-        linear(sizes, f'{head}.ffn.layers.0.0', hidden, dims)
-        linear(sizes, f'{head}.ffn.layers.1', dims, hidden)
-        linear(sizes, f'{head}.ffn_norm', dims)
-        for branch, number, rows in (
-            ('cls', num_cls_fcs, num_classes),
-            ('reg', num_reg_fcs, 4),
+        for name, *size in (
+            ('attention.attn.out_proj', dims, dims),
+            ('attention_norm', dims),
+            ('ffn.layers.0.0', hidden, dims),
+            ('ffn.layers.1', dims, hidden),
+            ('ffn_norm', dims),
+            ('fc_cls', num_classes, dims),
+            ('fc_reg', 4, dims),
+            (f'{step}.sampling_offset_generator.0', num_offsets, dims),
         ):
+            linear(sizes, f'{head}.{name}', *size)
+        for branch, number in (('cls', num_cls_fcs), ('reg', num_reg_fcs)):
             for fc in range(number):
                 linear(sizes, f'{head}.{branch}_fcs.{3 * fc}', dims, dims)
                 linear(sizes, f'{head}.{branch}_fcs.{3 * fc + 1}', dims)
-            linear(sizes, f'{head}.fc_{branch}', rows, dims)
-        step = 'sampling' if release == 'LORS' else 'sampling_n_mixing'
-        linear(
-            sizes,
-            f'{head}.{step}.sampling_offset_generator.0',
-            3 * groups * in_points,
-            dims,
-        )
         if release == 'AdaMixer':
             mixing = f'{head}.{step}.adaptive_mixing'
             linear(sizes, f'{mixing}.parameter_generator.0', generator, dims)
@@ -111,6 +107,6 @@ def official_state(
 
 
 def linear(sizes: Sizes, name: str, *size: int) -> None:
-    """Weight and bias of a linear layer, a convolution or a norm."""
+    """Add weight and bias of a linear layer, a convolution or a norm."""
     sizes[f'{name}.weight'] = size
     sizes[f'{name}.bias'] = size[:1]

@@ -13,7 +13,6 @@ from mmdet.structures import DetDataSample
 from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from helpers.factories import build, detector_config, randomise
 
@@ -64,14 +63,6 @@ def detector(mode: str) -> Any:
     return model.double()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A copy; of a tensor in parts, put together."""
-    tensor = tensor.detach()
-    return (
-        tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
-    )
-
-
 class Recording(OptimWrapper):
     """Keeps the gradients as they are before they are clipped."""
 
@@ -80,7 +71,7 @@ class Recording(OptimWrapper):
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         super().backward(loss, **kwargs)
         self.gradients = [
-            whole(parameter.grad)
+            parameter.grad.clone()
             for group in self.param_groups
             for parameter in group['params']
         ]
@@ -99,19 +90,19 @@ def steps(
         found = model.train_step(data, wrapper)
         losses.append({k: v.item() for k, v in found.items() if 'loss' in k})
         gradients.append(wrapper.gradients)
-    weights = [whole(parameter) for parameter in model.parameters()]
+    weights = [x.detach().clone() for x in model.parameters()]
     return losses, gradients, weights
 
 
 def assert_equal(
-    found: list[Any], alone: tuple[Any, ...], counts: tuple[int, ...]
+    found: list[Any], single: tuple[Any, ...], counts: tuple[int, ...]
 ) -> None:
-    """That processes found by steps what one alone finds.
+    """Check that processes find what a single one does.
 
     Up to rounding in float64, and a constant that mmdet's losses add to their
     divisor, which is smaller the more processes there are.
     """
-    losses, gradients, weights = alone
+    losses, gradients, weights = single
     matched = max(1, sum(min(count, 7) for count in counts))  # 7 queries
     eps = torch.finfo(torch.float32).eps
     factor = (matched + eps) / (matched + len(found) * eps)

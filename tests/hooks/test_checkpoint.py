@@ -2,22 +2,26 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.toy_runs import toy_run
+from helpers.toy_runs import toy_run, toy_runner
 from mmengine.hooks import Hook
+from torch import nn
 
-from lors_det.errors import UsageError, checkpoints
+from lors_det.errors import UsageError
+from lors_det.files import atomic_write, find_damage
+from lors_det.hooks import checkpoint as checkpoints
 from lors_det.hooks.checkpoint import (
-    damage,
-    newest_checkpoint,
-    write_whole,
+    checkpoint_folder,
+    latest_checkpoint,
+    load_strictly,
+    set_aside_checkpoints,
 )
 from lors_det.safe_load import load_checkpoint
 
@@ -31,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_every_flipped_bit_is_found_or_harmless(checkpoint: Path) -> None:
-    assert damage(checkpoint) is None
+    assert find_damage(checkpoint) is None
     whole, expected = checkpoint.read_bytes(), torch.load(checkpoint)
     chance = random.Random(0)
     found = 0
@@ -39,8 +43,10 @@ def test_every_flipped_bit_is_found_or_harmless(checkpoint: Path) -> None:
         content = bytearray(whole)
         content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         checkpoint.write_bytes(content)
-        if damage(checkpoint) is not None:
+        if find_damage(checkpoint) is not None:
             found += 1
+            with pytest.raises(UsageError, match=r'iter_1.pth is damaged'):
+                load_checkpoint(checkpoint)
             continue
         try:
             loaded = load_checkpoint(checkpoint)
@@ -55,21 +61,10 @@ def test_every_cut_is_found(checkpoint: Path) -> None:
     whole = checkpoint.read_bytes()
     for length in range(0, len(whole), 97):
         checkpoint.write_bytes(whole[:length])
-        assert damage(checkpoint)
         with pytest.raises(UsageError, match=r'iter_1\.pth'):
             load_checkpoint(checkpoint)
-
-
-def test_a_wrong_checksum_is_refused_by_name(checkpoint: Path) -> None:
-    content = bytearray(checkpoint.read_bytes())
-    weight = torch.load(checkpoint)['weight'].numpy().tobytes()
-    content[content.index(weight)] ^= 1
-    checkpoint.write_bytes(content)
-    torch.load(checkpoint)  # torch itself does not see it
-    with pytest.raises(
-        UsageError, match='is damaged or cut off: wrong checksum of'
-    ):
-        load_checkpoint(checkpoint)
+        with pytest.raises(UsageError, match='no checkpoint is whole'):
+            latest_checkpoint(str(checkpoint.parent))
 
 
 @pytest.mark.parametrize('call', ['fsync', 'replace'])
@@ -77,79 +72,185 @@ def test_an_interrupted_write_leaves_the_old_file(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / 'file'
-    write_whole(b'old', path)
+    atomic_write(path, b'old')
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(
-        UsageError,
-        match=r'file cannot be written: No space left on device; earlier',
+        UsageError, match='file cannot be written: No space left on device'
     ):
-        write_whole(b'new', path)
+        atomic_write(path, b'new')
     assert path.read_bytes() == b'old'
     assert list(tmp_path.iterdir()) == [path]
 
 
-def make_run(checkpoint: Path, *names: str) -> list[Path]:
-    """Checkpoints, each a second newer than the one before."""
-    paths = [checkpoint.with_name(name) for name in names]
-    for second, path in enumerate(paths):
-        shutil.copy(checkpoint, path)
-        os.utime(path, (second, second))
-    checkpoint.unlink()
+def write(folder: Path, **iterations: int) -> list[Path]:
+    """Write checkpoints by name and iteration, the last with an old date."""
+    paths = []
+    for number, (name, iteration) in enumerate(iterations.items()):
+        path = folder / f'{name}.pth'
+        torch.save({'meta': {'iter': iteration}, 'x': torch.ones(9)}, path)
+        os.utime(path, (10 - number, 10 - number))
+        paths.append(path)
     return paths
 
 
-def test_the_newest_that_is_whole(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+def test_the_highest_iteration_that_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = checkpoint.parent
-    a, b, c, best, other = make_run(
-        checkpoint,
-        'iter_9.pth', 'iter_10.pth', 'epoch_2.pth', 'best_x_iter_9.pth',
-        'weights.pth',
-    )  # fmt: skip
-    assert newest_checkpoint(str(folder)) == str(c)
-    c.write_bytes(c.read_bytes()[:-10])
-    assert newest_checkpoint(str(folder)) == str(b)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f'warning: {c} is damaged (')
-    # One of another name, in another folder, when the run says so.
-    elsewhere = folder / 'elsewhere' / 'mine.pth'
-    elsewhere.parent.mkdir()
-    shutil.copy(b, elsewhere)
-    (folder / 'last_checkpoint').write_text(str(elsewhere))
-    assert newest_checkpoint(str(folder)) == str(elsewhere)
-    elsewhere.unlink()
-    assert newest_checkpoint(str(folder)) == str(b)
-    # Those of earlier launches do not count.
-    assert newest_checkpoint(str(folder), since=10**9) == str(b)
-    b.unlink()
-    assert newest_checkpoint(str(folder)) == str(a)
-    capsys.readouterr()
+    folder = str(tmp_path)
+    assert latest_checkpoint(folder) is None
+    nine, ten, epoch, best = write(
+        tmp_path, iter_9=9, iter_10=10, epoch_2=12, best_x_iter_99=99
+    )
+    torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
+    # By what it holds, not by date or name.
+    assert latest_checkpoint(folder) == str(epoch)
+    # A changed bit is reported, and so is a missing end.
+    content = bytearray(epoch.read_bytes())
+    content[content.index(torch.ones(9).numpy().tobytes())] ^= 1
+    for spoilt in (content, content[:-10], bytes(len(content))):
+        epoch.write_bytes(spoilt)
+        assert latest_checkpoint(folder) == str(ten)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f'warning: {epoch} is damaged (')
+    epoch.unlink()
+    # Only what this launch has written.
+    os.utime(nine, (20, 20))
+    assert latest_checkpoint(folder, since=15 * 10**9) == str(nine)
+    assert latest_checkpoint(folder, since=25 * 10**9) is None
+    nine.write_bytes(b'PK')
+    (tmp_path / 'iter_8.pth').symlink_to('nowhere')
+    ten.unlink()
     with pytest.raises(
         UsageError, match=r'no checkpoint is whole \(1 are damaged\)'
     ):
-        newest_checkpoint(str(folder), since=10**9)
-    for path in (a, c):
-        path.unlink()
-    assert newest_checkpoint(str(folder)) is None
+        latest_checkpoint(folder)
     assert best.exists()
-    assert other.exists()
+
+
+def test_a_folder_of_its_own_for_checkpoints() -> None:
+    cfg: dict[str, Any] = {'work_dir': 'work_dirs/lors'}
+    assert checkpoint_folder(cfg) == 'work_dirs/lors'
+    cfg['default_hooks'] = {'checkpoint': {'out_dir': '/big'}}
+    assert checkpoint_folder(cfg) == '/big/lors'
+
+
+def test_an_overwritten_run_is_not_found_again(tmp_path: Path) -> None:
+    paths = write(tmp_path, iter_3=3, epoch_1=6, best_x_iter_3=3)
+    with pytest.raises(UsageError, match=r'^--overwrite: load_from=.*iter_3'):
+        set_aside_checkpoints(str(tmp_path), needed=str(paths[0]))
+    assert all(path.exists() for path in paths)
+    set_aside_checkpoints(str(tmp_path), needed='elsewhere.pth')
+    assert latest_checkpoint(str(tmp_path)) is None
+    assert {p.name for p in tmp_path.iterdir()} == {
+        'iter_3.pth.old', 'epoch_1.pth.old', 'best_x_iter_3.pth.old',
+    }  # fmt: skip
+
+
+def test_another_branch_of_a_run_is_not_found_again(tmp_path: Path) -> None:
+    """Resumed from 6 and killed at 7, it is not at 12."""
+
+    class Kill(Hook):
+        def after_train_iter(self, runner: Any, **_: Any) -> None:
+            raise KeyboardInterrupt
+
+    toy_run(tmp_path)
+    sixth = str(tmp_path / 'iter_6.pth')
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(tmp_path, hooks=[Kill()], resume=True, load_from=sixth)
+    assert latest_checkpoint(str(tmp_path)) == sixth
+
+
+FITS = {'weight': torch.ones(1, 4), 'bias': torch.ones(1)}
+NAN = {**FITS, 'bias': torch.full((1,), math.nan)}
+RUN = {'epoch': 0, 'iter': 3}
+
+
+@pytest.mark.parametrize('purpose', ['resume', 'test', 'load_from'])
+@pytest.mark.parametrize(
+    ('state', 'meta', 'refused', 'said'),
+    [
+        (FITS, RUN, '', ''),
+        ({f'module.{k}': v for k, v in FITS.items()}, RUN, '', ''),
+        ({**FITS, 'more': torch.ones(1)}, RUN, '', 'not used: 1 (more)'),
+        (NAN, RUN, '', 'weights that are not finite: 1 (bias)'),
+        ({}, RUN, 'resume test load_from', 'none of its 0 weights fits'),
+        ([], RUN, 'resume test load_from', 'none of its 0 weights fits'),
+        (
+            {'other.weight': torch.ones(1)}, RUN, 'resume test load_from',
+            'fits the model, which has 2 (weight, bias)',
+        ),
+        (
+            {'weight': torch.ones(1, 4)}, RUN, 'resume test',
+            'lacks weights of the model, or has them in another shape: '
+            '1 (bias)',
+        ),
+        (
+            {**FITS, 'weight': torch.ones(1, 3)}, RUN, 'resume test',
+            'in another shape: 1 (weight)',
+        ),
+        (FITS, {}, 'resume', 'holds weights, but not the state of a run'),
+        (
+            FITS, {'epoch': 'x', 'iter': -1}, 'resume',
+            'holds weights, but not the state of a run',
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_loaded_has_to_fit(
+    state: dict[str, Any],
+    meta: dict[str, Any],
+    refused: str,
+    said: str,
+    purpose: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(checkpoints, '_warn', lines.append)
+    model = nn.Linear(4, 1)
+    checkpoint = {'state_dict': state, 'meta': meta}
+    if purpose in refused.split():
+        with pytest.raises(UsageError) as caught:
+            load_strictly(model, checkpoint, 'a.pth', purpose)
+        lines = [str(caught.value)]
+    else:
+        load_strictly(model, checkpoint, 'a.pth', purpose)
+        assert torch.equal(model.weight, FITS['weight']) == (
+            state.get('weight', NAN['bias']).shape != (1, 3)
+        )
+        if meta != RUN:
+            said = ''
+    assert len(lines) == bool(said)
+    assert all(said in line and 'a.pth' in line for line in lines)
+    assert not any('\n' in line for line in lines)
+
+
+def test_a_run_knows_what_it_loads_for(tmp_path: Path) -> None:
+    path = tmp_path / 'a.pth'
+    state = {'layer.1.weight': torch.ones(1, 4)}
+    torch.save({'state_dict': state, 'meta': RUN}, path)
+    toy_run(tmp_path / 'begun', load_from=str(path))
+    for act in (
+        lambda: toy_run(tmp_path / 'a', load_from=str(path), resume=True),
+        lambda: toy_runner(tmp_path, custom_hooks=[]).load_checkpoint(
+            str(path)
+        ),
+    ):
+        with pytest.raises(UsageError, match=r'1 \(layer\.1\.bias\)'):
+            act()
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the disk be full when a file of this name is written."""
-    write = checkpoints.write_whole
 
-    def write_or_fail(content: bytes, path: str | Path) -> None:
+    def write_or_fail(path: str | Path, content: bytes) -> None:
         if Path(path).name == name:
             raise UsageError('full')
-        write(content, path)
+        atomic_write(path, content)
 
-    monkeypatch.setattr(checkpoints, 'write_whole', write_or_fail)
+    monkeypatch.setattr(checkpoints, 'atomic_write', write_or_fail)
 
 
 def test_old_ones_go_when_the_new_one_is_safe(
@@ -161,14 +262,11 @@ def test_old_ones_go_when_the_new_one_is_safe(
     found = {path.name for path in (tmp_path / 'whole').glob('*.pth*')}
     assert found == {'iter_11.pth', 'iter_12.pth'}
     fail_at(monkeypatch, 'iter_5.pth')
-    (tmp_path / 'iter_3.pth.part').write_bytes(b'of a killed run')
     with pytest.raises(UsageError, match='full'):
         toy_run(tmp_path, checkpoint=keep)
     found = {path.name for path in tmp_path.glob('*.pth*')}
     assert found == {'iter_3.pth', 'iter_4.pth'}
-    last = (tmp_path / 'last_checkpoint').read_text()
-    assert last == str(tmp_path / 'iter_4.pth')
-    assert not damage(last)
+    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_4.pth')
 
 
 class Validate(Hook):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import multiprocessing
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.factories import build, detector_config
+from helpers.forked import in_processes
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lors_det.errors import UsageError
 from lors_det.hooks.non_finite import SCALAR, NonFiniteHook
-from lors_det.hooks.step_dump import from_plain, replay, to_plain
+from lors_det.hooks.step_dump import load_dump, replay
 
 #: Inputs that spoil the loss, or the gradient alone.
 BAD = {'loss': math.nan, 'gradient': -1.0}
@@ -175,17 +175,11 @@ def test_a_step_is_skipped(
 @pytest.mark.parametrize('kind', BAD)
 def test_a_dump_makes_the_step_again(kind: str, tmp_path: Path) -> None:
     model, wrapper = wrap()
+    batches = items(1, BAD[kind], 3)
     with pytest.raises(UsageError):
-        loop(
-            NonFiniteHook('stop'),
-            model,
-            wrapper,
-            items(1, BAD[kind], 3),
-            tmp_path,
-        )
-    dump = torch.load(
-        tmp_path / 'nonfinite/iter_2_rank_0.pth', weights_only=True
-    )
+        loop(NonFiniteHook('stop'), model, wrapper, batches, tmp_path)
+    path = tmp_path / 'nonfinite/iter_2_rank_0.pth'
+    dump = load_dump(path)
     assert dump['not_finite'] == kind
     assert dump['config'] == "model = dict(type='Toy')\n"
     assert same(
@@ -193,7 +187,7 @@ def test_a_dump_makes_the_step_again(kind: str, tmp_path: Path) -> None:
     )
     fresh = Toy()
     torch.manual_seed(9)  # the forward draws a number: the dump has its state
-    loss, losses = replay(fresh, dump)
+    loss, losses = replay(fresh, path)
     recorded = dump['batches'][0]['losses']
     assert dump['batches'][0]['iteration'] == 2
     assert losses.keys() == recorded.keys()
@@ -221,33 +215,12 @@ def test_the_log_shows_it_and_forgets_it(tmp_path: Path) -> None:
             self.means.append(hub.get_scalar('train/loss').mean(3))
 
     log = Log()
-    loop(
-        NonFiniteHook(max_dumps=0),
-        model,
-        wrapper,
-        items(1, math.nan, 3),
-        tmp_path,
-        (log,),
-    )
+    batches = items(1, math.nan, 3)
+    loop(NonFiniteHook(max_dumps=0), model, wrapper, batches, tmp_path, (log,))
     assert [math.isnan(mean) for mean in log.means] == [False, True, False]
     values, counts = hub.get_scalar('train/loss').data
     assert counts.tolist() == [1, 0, 1]
     assert log.means[2] == pytest.approx((values[0] + values[2]) / 2)
-
-
-def test_stop(tmp_path: Path) -> None:
-    model, wrapper = wrap()
-    model_2, wrapper_2 = wrap()
-    loop(NonFiniteHook(), model_2, wrapper_2, items(1, 2), tmp_path)
-    with pytest.raises(UsageError, match=r'^iteration 3: the loss is not'):
-        loop(
-            NonFiniteHook('stop'),
-            model,
-            wrapper,
-            items(1, 2, math.inf, 4),
-            tmp_path,
-        )
-    assert same(states(model, wrapper), states(model_2, wrapper_2))
 
 
 def test_not_for_ever(tmp_path: Path) -> None:
@@ -278,7 +251,7 @@ def test_accumulated_gradients(
     assert 'iteration 4: ' in caplog.text
     assert 'on the images [3]' in caplog.text
     (path,) = (tmp_path / 'nonfinite').iterdir()
-    (batch,) = torch.load(path, weights_only=True)['batches']
+    (batch,) = load_dump(path)['batches']
     assert batch['iteration'] == 3
 
 
@@ -317,49 +290,31 @@ def test_a_loss_scaler_may_find_its_scale(
     assert not same(list(before.values()), list(model.state_dict().values()))
 
 
-def process(rank: int, folder: Path, queue: Any) -> None:
-    """One of two processes; the second has a bad loss in its third step."""
-    dist.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2
-    )
+def steps_of_a_process(folder: Path) -> tuple[int, list[Tensor]]:
+    """Train in one of two; the second has a bad loss in its third step."""
     hook = NonFiniteHook()
     model, wrapper = wrap()
-    values = (1, 2, math.nan, 3) if rank else (5, 6, 7, 8)
+    values = (1, 2, math.nan, 3) if dist.get_rank() else (5, 6, 7, 8)
     parallel = MMDistributedDataParallel(model)
     loop(hook, parallel, wrapper, items(*values), folder)
-    queue.put((rank, hook.skipped, [x.tolist() for x in model.parameters()]))
-    dist.barrier()
-    dist.destroy_process_group()
+    return hook.skipped, list(model.parameters())
 
 
 @pytest.mark.slow
 def test_processes_decide_together(tmp_path: Path) -> None:
-    context = multiprocessing.get_context('fork')  # nothing to import again
-    queue = context.Queue()
-    processes = [
-        context.Process(
-            target=process, args=(rank, tmp_path, queue), daemon=True
-        )
-        for rank in range(2)
-    ]
-    for each in processes:
-        each.start()
-    results = sorted(queue.get(timeout=30) for _ in processes)
-    for each in processes:
-        each.join(60)
-        assert each.exitcode == 0
-    assert [skipped for _, skipped, _ in results] == [1, 1]
-    assert results[0][2] == results[1][2]
-    assert all(math.isfinite(b) for b in results[0][2][1])
+    (skipped, mine), other = in_processes(2, steps_of_a_process, tmp_path)
+    assert skipped == other[0] == 1
+    assert same(mine, other[1])
+    assert all(weight.isfinite().all() for weight in mine)
     # Only the process with the bad batch writes it.
     files = [path.name for path in (tmp_path / 'nonfinite').iterdir()]
     assert files == ['iter_3_rank_1.pth']
 
 
-def test_spoilt_statistics_end_the_run(tmp_path: Path) -> None:
+def test_statistics_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     model, wrapper = wrap()
     model.norm.running_mean.fill_(math.nan)
-    with pytest.raises(UsageError, match=r'left norm\.running_mean not'):
+    with pytest.raises(UsageError, match=r'norm\.running_mean is not finite'):
         loop(NonFiniteHook(), model, wrapper, items(math.nan), tmp_path)
 
 
@@ -367,8 +322,7 @@ def test_a_full_disk_is_no_reason_to_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / 'nonfinite').write_text('in the way')
-    hook = NonFiniteHook()
-    loop(hook, *wrap(), items(math.nan, 1), tmp_path)
+    loop(NonFiniteHook(), *wrap(), items(math.nan, 1), tmp_path)
     assert 'cannot be written: ' in caplog.text
 
 
@@ -392,11 +346,11 @@ def test_a_detectors_step(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'images \[7\]'):
         loop(NonFiniteHook('stop'), model, wrapper, [item], tmp_path)
     (path,) = (tmp_path / 'nonfinite').iterdir()
-    dump = torch.load(path, weights_only=True)
-    again = from_plain(dump['batches'][0]['batch'])
+    dump = load_dump(path)
+    again = dump['batches'][0]['batch']
     assert torch.equal(again['inputs'][0], item['inputs'])
     assert again['data_samples'][0].metainfo['scale_factor'] == (1, 2)
-    _, losses = replay(build(detector_config()), dump)
+    _, losses = replay(build(detector_config()), path)
     recorded = dump['batches'][0]['losses']
     assert losses.keys() == recorded.keys()
     for name, value in losses.items():
@@ -405,12 +359,6 @@ def test_a_detectors_step(tmp_path: Path) -> None:
             assert value.isfinite()  # this criterion has no infinite weight
         else:
             assert torch.equal(value, recorded[name])
-
-
-def test_plain_data() -> None:
-    value = {'a': (1, [2.5, None, 'x']), 'b': torch.arange(3), 'c': True}
-    assert str(from_plain(to_plain(value))) == str(value)
-    assert to_plain(object).startswith("<class 'object'")
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,43 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from helpers.factories import encoder
 from torch import Tensor, nn
 
 from lors_det.lors import (
     AdaptiveStack,
+    FitReport,
     StackedLinear,
     factorise,
-    factorise_generators,
-    factorise_matrices,
-    factorise_stack,
+    fold,
     lorsify,
 )
+
+Fit = tuple[Any, FitReport]
+
+
+def fit(dense: nn.Module, config: dict[str, Any], **settings: Any) -> Fit:
+    """Factorise a copy of a dense stack; the new stack and its report."""
+    model = nn.ModuleDict({'stack': copy.deepcopy(dense)})
+    (report,) = factorise(model, {'stack': config}, **settings).values()
+    return model['stack'], report
+
+
+def static(weights: Tensor) -> StackedLinear:
+    """A dense stack of given matrices, float64."""
+    stack = StackedLinear(*weights.mT.shape).double()
+    with torch.no_grad():
+        for parameter, weight in zip(stack.dense, weights, strict=True):
+            parameter.copy_(weight)
+    return stack
+
+
+def matrices(stack: StackedLinear) -> Tensor:
+    return torch.stack([stack.weight(i) for i in range(stack.num_layers)])
 
 
 def planted(num_layers: int = 6, noise: float = 0.0) -> Tensor:
@@ -31,46 +54,47 @@ def planted(num_layers: int = 6, noise: float = 0.0) -> Tensor:
 
 
 @pytest.mark.parametrize('shape', [(3, 12, 9), (3, 9, 12), (1, 7, 7)])
-def test_full_rank_is_exact(shape: tuple[int, ...]) -> None:
-    weights = torch.randn(shape)
-    fit = factorise_matrices(weights, min(shape[1:]))
-    for w, b, a in zip(weights, fit.left, fit.right, strict=True):
-        torch.testing.assert_close((fit.shared + b @ a).float(), w)
-    assert max(fit.report.errors) < 1e-12
+@pytest.mark.parametrize('mode', ['private', 'lors'])
+def test_full_rank_is_exact(shape: tuple[int, ...], mode: str) -> None:
+    dense = static(torch.randn(shape).double())
+    stack, report = fit(dense, {'mode': mode, 'rank': min(shape[1:])})
+    torch.testing.assert_close(matrices(stack), matrices(dense))
+    assert max(report.errors) < 1e-12
+    x = torch.randn(4, shape[2]).double()
+    torch.testing.assert_close(stack(x, 0), dense(x, 0))  # biases too
 
 
 def test_alternation_is_monotone_and_beats_its_start() -> None:
     weights = planted(noise=0.1)
-    fit = factorise_matrices(weights, 2, max_iters=200, tol=1e-9)
-    history = fit.report.history
+    config = {'mode': 'lors', 'rank': 2}
+    _, report = fit(static(weights), config, max_iters=200, tol=1e-9)
+    history = report.history
     assert all(b <= a for a, b in pairwise(history))
     assert history[-1] < 0.5 * history[0]
-    start = factorise_matrices(weights, 2, max_iters=0)
-    assert len(start.report.history) == 1
-    torch.testing.assert_close(start.shared, weights.mean(0))
+    start, report = fit(static(weights), config, max_iters=0)
+    assert len(report.history) == 1
+    torch.testing.assert_close(start.shared.data, weights.mean(0))
     # The start is the truncated singular value decomposition of the rest.
     u, s, v = torch.linalg.svd(weights[0] - weights.mean(0))
     best = u[:, :2] * s[:2] @ v[:2]
-    torch.testing.assert_close(start.left[0] @ start.right[0], best)
+    torch.testing.assert_close(start.weight(0) - start.shared, best)
 
 
 def test_planted_parts_are_found() -> None:
-    fit = factorise_matrices(planted(), 2, max_iters=3000, tol=0)
-    assert max(fit.report.errors) < 1e-3
-    start = factorise_matrices(planted(), 2, max_iters=0)
-    assert min(start.report.errors) > 0.1
+    config = {'mode': 'lors', 'rank': 2}
+    _, report = fit(static(planted()), config, max_iters=3000, tol=0)
+    assert max(report.errors) < 1e-3
+    _, start = fit(static(planted()), config, max_iters=0)
+    assert min(start.errors) > 0.1
 
 
 def test_the_report_is_true() -> None:
-    weights = planted(3, noise=0.3)
-    fit = factorise_matrices(weights, [0, 2, 3])
-    report = fit.report
+    weights, ranks = planted(3, noise=0.3), [0, 2, 3]
+    stack, report = fit(static(weights), {'mode': 'lors', 'rank': ranks})
     for i, w in enumerate(weights):
-        rest = w - fit.shared - fit.left[i] @ fit.right[i]
-        assert report.errors[i] == pytest.approx(float(rest.norm() / w.norm()))
-        assert report.curves[i][[0, 2, 3][i]] == pytest.approx(
-            report.errors[i]
-        )
+        error = float((w - stack.weight(i).data).norm() / w.norm())
+        assert report.errors[i] == pytest.approx(error)
+        assert report.curves[i][ranks[i]] == pytest.approx(error)
         assert list(report.curves[i]) == sorted(report.curves[i])[::-1]
     assert report.rank_for(0) == [9, 9, 9]
     assert report.rank_for(1e9) == [0, 0, 0]
@@ -79,41 +103,26 @@ def test_the_report_is_true() -> None:
     assert str(report).startswith('layer 0: rank 0, relative error ')
 
 
-def test_without_shared_part_one_step_is_the_optimum() -> None:
+def test_modes_with_one_part_only() -> None:
     weights = planted(2)
-    fit = factorise_matrices(weights, 3, with_shared=False)
-    assert fit.shared is None
+    stack, _ = fit(static(weights), {'mode': 'shared'})
+    torch.testing.assert_close(stack.weight(1).data, weights.mean(0))
+    stack, report = fit(static(weights), {'mode': 'private', 'rank': 3})
+    assert stack.shared is None
     singular = torch.linalg.svdvals(weights[0])
     error = singular[3:].norm() / singular.norm()
-    assert fit.report.errors[0] == pytest.approx(float(error))
+    assert report.errors[0] == pytest.approx(float(error))
 
 
-def test_wrong_matrices_and_ranks() -> None:
-    with pytest.raises(ValueError, match=r'\(2, 3\), \(3, 2\).*one shape'):
-        factorise_matrices([torch.zeros(2, 3), torch.zeros(3, 2)], 1)
-    with pytest.raises(ValueError, match='rank=4: expected values from 0 to'):
-        factorise_matrices(torch.zeros(2, 3, 5), 4)
-    with pytest.raises(TypeError, match='expected an integer'):
-        factorise_matrices(torch.zeros(2, 3, 5), 1.0)
-
-
-def test_zeros_and_equal_layers() -> None:
-    fit = factorise_matrices(torch.zeros(2, 3, 3), 1)
-    assert fit.report.errors == (0.0, 0.0)
-    fit = factorise_matrices(torch.ones(2, 3, 3), 1)
-    assert max(fit.report.errors) < 1e-12
-
-
-def model() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 4)
-    for p in encoder.parameters():
-        nn.init.normal_(p, std=0.3)
-    return encoder
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_zeros_and_equal_layers(value: float) -> None:
+    weights = torch.full((2, 3, 3), value).double()
+    _, report = fit(static(weights), {'mode': 'lors', 'rank': 1})
+    assert max(report.errors) < 1e-12
 
 
 def test_a_model_at_full_rank() -> None:
-    dense = model()
+    dense = encoder()
     config = {'mode': 'lors', 'rank': 8}
     lors = copy.deepcopy(dense)
     reports = factorise(lors, {'layers': {'self_attn': config}})
@@ -127,7 +136,7 @@ def test_a_model_at_full_rank() -> None:
 
 
 def test_factorise_is_nearer_than_lorsify() -> None:
-    dense = model()
+    dense = encoder()
     stacks = {'layers': {'linear1': {'mode': 'lors', 'rank': 3}}}
 
     def error(other: nn.Module) -> float:
@@ -143,26 +152,8 @@ def test_factorise_is_nearer_than_lorsify() -> None:
     assert error(fitted) < error(lorsify(copy.deepcopy(dense), stacks))
 
 
-@pytest.mark.parametrize('mode', ['shared', 'private', 'lors'])
-def test_a_static_stack(mode: str) -> None:
-    dense = StackedLinear(3, 6, 5)
-    config = {'mode': mode, 'rank': 5, 'num_param_groups': [1, 2, 1]}
-    stack, report = factorise_stack(dense, config)
-    assert stack.config.mode == mode
-    assert len(report.errors) == 3
-    x = torch.randn(4, 6)
-    for i in range(3):
-        if mode == 'shared':
-            mean = sum(dense.dense) / 3
-            torch.testing.assert_close(stack.weight(i), mean)
-        else:
-            torch.testing.assert_close(stack(x, i), dense(x, i))
-
-
-def generators(
-    rows: int = 6, cols: int = 4, num_layers: int = 3
-) -> AdaptiveStack:
-    stack = AdaptiveStack(num_layers, 10, 2, rows, cols)
+def generators(rows: int = 6, cols: int = 4) -> AdaptiveStack:
+    stack = AdaptiveStack(3, 10, 2, rows, cols)
     for p in stack.parameters():
         nn.init.normal_(p, std=0.3)
     return stack
@@ -178,7 +169,7 @@ def test_generators_at_full_rank(
 ) -> None:
     dense = generators(rows, cols)
     config = {'mode': mode, 'rank': rank, 'num_param_groups': k}
-    stack, report = factorise_stack(dense, config)
+    stack, report = fit(dense, config)
     assert max(report.errors) < 1e-6
     query = torch.randn(2, 3, 10)
     for i in range(3):
@@ -191,7 +182,7 @@ def test_generators_of_a_lower_rank() -> None:
     """No step raises the error, and the report says what the stack does."""
     dense = generators()
     config = {'mode': 'lors', 'rank': [0, 2, 2], 'num_param_groups': [1, 1, 2]}
-    stack, report = factorise_stack(dense, config, max_iters=20)
+    stack, report = fit(dense, config, max_iters=20)
     history = report.history
     assert all(b <= a for a, b in pairwise(history))
     assert history[-1] < history[0]
@@ -210,31 +201,29 @@ def test_generators_of_a_lower_rank() -> None:
 
 def test_terms_of_generators_are_found() -> None:
     """One term per group and layer on top of a known shared generator."""
-    lors = AdaptiveStack(4, 10, 2, 8, 6, {'mode': 'lors', 'rank': 2})
+    config = {'mode': 'lors', 'rank': 2}
+    lors = AdaptiveStack(4, 10, 2, 8, 6, config)
     for p in lors.parameters():
         nn.init.normal_(p, std=0.5)
-    query = torch.cat([torch.zeros(1, 10), torch.eye(10)])
-    tensors = []
-    for i in range(4):
-        w = lors(query, i).detach()
-        tensors.append(torch.cat([w[1:] - w[:1], w[:1]]).movedim(0, -1))
-    fit = factorise_generators(
-        torch.stack(tensors), [(1, 2)] * 4, max_iters=500, tol=0
-    )
-    assert max(fit.report.errors) < 1e-3
-    curve = fit.report.rank_for(0.01)
-    assert curve == [2, 2, 2, 2]
+    dense = fold(lors, generators=True)
+    _, report = fit(dense, config, max_iters=200, tol=0)
+    assert max(report.errors) < 1e-3
+    assert report.rank_for(0.01) == [2, 2, 2, 2]
 
 
-def test_what_cannot_be_factorised() -> None:
-    config = {'mode': 'lors', 'rank': 2}
-    dense = StackedLinear(2, 6, 6)
-    stack, _ = factorise_stack(dense, config)
-    with pytest.raises(ValueError, match="has the mode 'lors' already"):
-        factorise_stack(stack, config)
-    with pytest.raises(ValueError, match="mode='dense': the stack is that"):
-        factorise_stack(dense, {'mode': 'dense'})
-    with pytest.raises(ValueError, match="'fc' matches no stack; the nearest"):
-        factorise(nn.ModuleDict({'fc1': dense}), {'fc': config})
-    with pytest.raises(TypeError, match='a Linear is no stack: expected'):
-        factorise_stack(nn.Linear(2, 2), config)
+@pytest.mark.parametrize(
+    ('key', 'config', 'message'),
+    [
+        ('lors', {'mode': 'lors', 'rank': 2}, "has the mode 'lors' already"),
+        ('fc1', {'mode': 'dense'}, "mode='dense': the stack is that"),
+        ('fc', {'mode': 'shared'}, "'fc' matches no stack; the nearest"),
+        ('fc1', {'mode': 'lors', 'rank': 7}, 'rank=7: expected values from 0'),
+    ],
+)
+def test_what_cannot_be_factorised(
+    key: str, config: dict[str, Any], message: str
+) -> None:
+    lors = StackedLinear(2, 6, 6, {'mode': 'lors', 'rank': 2})
+    model = nn.ModuleDict({'fc1': StackedLinear(2, 6, 6), 'lors': lors})
+    with pytest.raises(ValueError, match=message):
+        factorise(model, {key: config})

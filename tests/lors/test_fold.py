@@ -5,7 +5,13 @@ import copy
 
 import pytest
 import torch
-from helpers.factories import decoder, positions, pyramid, randomise
+from helpers.factories import (
+    decoder,
+    encoder,
+    positions,
+    pyramid,
+    randomise,
+)
 from torch import nn
 
 from lors_det.lors import MODES, StackedLinear, fold, lorsify
@@ -13,16 +19,9 @@ from lors_det.lors import MODES, StackedLinear, fold, lorsify
 CONFIG = {'mode': 'lors', 'rank': 2}
 
 
-def encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-    model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoder(layer, 3))
-    randomise(model)
-    return model
-
-
 def stacked(mode: str = 'lors') -> nn.Module:
     config = {**CONFIG, 'mode': mode}
-    stacks = {'1.layers': {'self_attn': config, 'linear?': config}}
+    stacks = {'layers': {'self_attn': config, 'linear?': config}}
     model = lorsify(encoder(), stacks, 'fresh')
     randomise(model)
     return model
@@ -52,7 +51,7 @@ def test_it_is_the_dense_architecture() -> None:
     plain.double().load_state_dict(model.state_dict())
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     torch.testing.assert_close(plain(x), model(x), rtol=0, atol=0)
-    again = lorsify(model, {'1.layers': {'self_attn': CONFIG}})
+    again = lorsify(model, {'layers': {'self_attn': CONFIG}})
     assert again(x).shape == x.shape
 
 
@@ -66,28 +65,6 @@ def test_convolutions_get_their_kernels_back() -> None:
     assert model.convs[1].weight.shape == (6, 2, 3, 3)
     for conv, output in zip(model.convs, expected, strict=True):
         torch.testing.assert_close(conv(x), output, rtol=0, atol=1e-6)
-
-
-def test_no_more_operations_than_dense() -> None:
-    def operations(model: nn.Module) -> list[str]:
-        graphs: list[torch.fx.GraphModule] = []
-
-        def backend(graph: torch.fx.GraphModule, _: object) -> object:
-            graphs.append(graph)
-            return graph.forward
-
-        torch._dynamo.reset()
-        torch.compile(model, backend=backend)(torch.randn(2, 5, 8))
-        return [
-            str(node.target)
-            for graph in graphs
-            for node in graph.graph.nodes
-            if node.op.startswith('call')
-        ]
-
-    plain = operations(encoder())
-    assert operations(fold(stacked())) == plain
-    assert len(operations(stacked())) > len(plain)
 
 
 @pytest.mark.parametrize('mode', ['shared', 'private', 'lors'])
@@ -121,17 +98,16 @@ def test_generators_stay_unless_asked_for() -> None:
     torch.testing.assert_close(model.mixing.spatial.state_dict(), before)
 
 
-def test_a_stack_by_itself() -> None:
+def test_a_single_stack() -> None:
     stack = StackedLinear(3, 8, 6, CONFIG, bias=False)
     randomise(stack)
     dense = fold(stack)
     assert fold(dense) is dense
-    x = torch.randn(4, 8)
     for i in range(3):
-        torch.testing.assert_close(dense(x, i), stack(x, i))
+        torch.testing.assert_close(dense.weight(i), stack.weight(i))
 
 
 def test_a_part_of_a_model_is_refused() -> None:
     model = stacked()
-    with pytest.raises(ValueError, match='part of a lorsified model'):
-        fold(model[1].layers)
+    with pytest.raises(ValueError, match='is a part of a lorsified'):
+        fold(model.layers)

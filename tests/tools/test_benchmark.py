@@ -48,29 +48,26 @@ def test_two_detectors(
         assert all(len(taken) == 1 for taken in found['parts'].values())
         # The finest of four levels of the neck: 128 channels, stride 4.
         assert found['peak_bytes'] > 128 * 8 * 16 * 4
-    printed = capsys.readouterr().out
-    assert 'images/s' in printed
-    assert 'dense' in printed
+    assert 'images/s' in capsys.readouterr().out
 
 
-def test_the_parts_are_the_whole() -> None:
-    """Step by step gives the gradients of a training step."""
+def test_the_parts_are_a_training_step() -> None:
     model = build(detector_config('lors'))
     randomise(model)
     model.train()
     options = Options(batch_size=2, image_size=(64, 64), train=True)
     subject = Subject(model, options)
 
-    subject.whole(3)()
-    whole = {n: p.grad for n, p in model.named_parameters()}
-    subject.by_part(3)()
-    parts = {n: p.grad for n, p in model.named_parameters()}
+    data = model.data_preprocessor(subject.batch, True)
+    model.parse_losses(model(**data, mode='loss'))[0].backward()
+    expected = [p.grad for p in model.parameters()]
+    seconds = subject.part_seconds()
+    found = [p.grad for p in model.parameters()]
 
-    assert any(g is not None and g.any() for g in whole.values())
-    torch.testing.assert_close(parts, whole)
-    assert {p: len(t) for p, t in subject.taken.items()} == dict.fromkeys(
-        ('backbone', 'neck', 'decoder', 'criterion', 'backward'), 1
-    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert list(seconds) == [
+        'backbone', 'neck', 'decoder', 'criterion', 'backward',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -79,17 +76,9 @@ def test_the_parts_are_the_whole() -> None:
         (['none.py'], 'CONFIG: none.py does not exist'),
         ([CONFIG, CONFIG], 'CONFIG: one is named twice'),
         ([CONFIG, '--batch-size', '0'], '--batch-size 0: expected 1 or more'),
-        (
-            [CONFIG, '--image-size', '64', '-1'],
-            '--image-size -1: expected 1 or more',
-        ),
+        ([CONFIG, '--image-size', '64', '-1'], '--image-size -1: expected'),
         ([CONFIG, '--device', 'tpu'], '--device tpu: expected cpu, cuda'),
         ([CONFIG, '--amp', 'float16'], '--amp float16 needs --device cuda'),
-        (
-            [CONFIG, '--checkpoint', 'a.pth', 'b.pth'],
-            '--checkpoint: 2 files for 1 configs',
-        ),
-        ([CONFIG, '--checkpoint', 'a.pth'], 'a.pth does not exist'),
         (
             ['configs/deit/deit-tiny_digits.py'],
             "deit-tiny_digits: model.type=.* expected 'AdaMixer'",

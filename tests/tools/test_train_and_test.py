@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_depth_or_rank(
             "3 layers; the model was built with mode 'dense', 2 layers",
         ),
     ):
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(SystemExit, match=re.escape(message)):
             run_here(
                 'tools/test.py', CONFIG, checkpoint,
                 '--work-dir', trained[0] / 'other',

@@ -23,9 +23,9 @@ from helpers.golden_files import (
 )
 from torch import Tensor
 
-from lors_det.convert.official import to_official
-from lors_det.convert.vit import convert_vit, revert_vit
-from lors_det.convert.vit_names import vit_pairs
+from lors_det.convert.models import convert, revert
+from lors_det.convert.tensors import Shapes, to_official
+from lors_det.convert.vit import vit_renames
 from lors_det.vit import ViTClassifier
 
 OWN_DIR = Path(__file__).resolve().parents[1] / 'golden'
@@ -54,7 +54,7 @@ def model_of(golden: Golden) -> ViTClassifier:
             for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
         },
     )
-    result = convert_vit(golden.section('state/'), 'recorded')
+    result = convert(golden.section('state/'), 'recorded')
     assert not result.unused
     model.load_state_dict(result.state)
     return model.to(golden.dtype)
@@ -125,20 +125,20 @@ def vit_gradients(golden: Golden) -> Iterator[Comparison]:
     )
     scalar.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
-    pairs = vit_pairs(lors=True, num_layers=model.encoder.num_layers)
-    found = {'in/img': images.grad, **to_official(ours, pairs)}
+    renames = vit_renames(Shapes(model.state_dict(), 'ours'))
+    found = {'in/img': images.grad, **to_official(ours, renames)}
     yield Comparison('gradients', found, golden.section('grad/'))
 
 
 def vit_conversion(golden: Golden) -> Iterator[Comparison]:
     """To ours and back: the same bits under the same names."""
     state = golden.section('state/')
-    ours = convert_vit(state, 'recorded')
-    theirs = revert_vit(ours.state, 'ours')
-    assert theirs.layout == ours.layout
+    ours = convert(state, 'recorded')
+    theirs = revert(ours.state, 'ours')
+    assert theirs.model.settings == ours.model.settings
     yield Comparison('equal', theirs.state, state)
     for name in ('img_size', 'patch_size', 'embed_dims', 'num_classes'):
-        assert ours.layout.model[name] == golden.config[name]
+        assert ours.model.settings[name] == golden.config[name]
 
 
 CHECKS: list[Check] = [vit_outputs, vit_losses, vit_gradients, vit_conversion]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.factories import randomise
 
-from lors_det.lors import MODES
+from lors_det.lors import MODES, fold
 from lors_det.vit import ViTClassifier
 
 LORS = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 2, 1]}
@@ -61,12 +61,8 @@ def test_modes_agree_where_they_should() -> None:
     shared_state = {k: v for k, v in state.items() if 'private' not in k}
     shared.load_state_dict(shared_state)
     dense_state = {k: v for k, v in shared_state.items() if 'shared' not in k}
-    for name, stack in (
-        ('attention.qkv', lors.encoder.attention.qkv),
-        ('attention.proj', lors.encoder.attention.proj),
-        ('ffn.fc1', lors.encoder.ffn.fc1),
-        ('ffn.fc2', lors.encoder.ffn.fc2),
-    ):
+    for name in ('attention.qkv', 'attention.proj', 'ffn.fc1', 'ffn.fc2'):
+        stack = lors.encoder.get_submodule(name)
         for layer in range(3):
             weight = stack.weight(layer).detach()
             dense_state[f'encoder.{name}.dense.{layer}'] = weight
@@ -96,22 +92,31 @@ def test_tokens_see_each_other_through_attention() -> None:
     torch.testing.assert_close(attention(x, 1), expected)
 
 
-def test_other_sizes() -> None:
+def test_folded_is_the_dense_architecture() -> None:
+    model = classifier('lors').eval()
+    randomise(model)
+    images = torch.randn(2, 3, 8, 8)
+    dense = classifier('dense').eval()
+    with torch.no_grad():
+        expected = model(images)
+        folded = fold(model)
+        found = folded(images)
+        dense.load_state_dict(folded.state_dict())
+        assert torch.equal(dense(images), found)
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_interpolated_position_embedding() -> None:
     model = classifier()
     randomise(model)
-    table = model.embed.position_table
-    assert model.embed.positions(4, 4) is table
-    resized = model.embed.positions(3, 6)
+    pos_embed, resize = model.embed.pos_embed, model.embed.resize_pos_embed
+    assert resize(4, 4) is pos_embed
+    resized = resize(3, 6)
     assert resized.shape == (1, 19, 24)
-    assert torch.equal(resized[:, 0], table[:, 0])
+    assert torch.equal(resized[:, 0], pos_embed[:, 0])
     assert model(torch.randn(2, 3, 6, 12)).shape == (2, 5)
-
-
-def test_a_constant_table_stays_constant() -> None:
-    model = classifier()
-    torch.nn.init.constant_(model.embed.position_table, 0.5)
-    resized = model.embed.positions(7, 2)
-    torch.testing.assert_close(resized, torch.full_like(resized, 0.5))
+    torch.nn.init.constant_(pos_embed, 0.5)
+    torch.testing.assert_close(resize(7, 2), torch.full((1, 15, 24), 0.5))
 
 
 def test_loss_of_hard_and_soft_labels() -> None:
@@ -166,7 +171,7 @@ def test_initial_values(mode: str) -> None:
     assert first.keys() == second.keys()
     for stats in (first, second):
         for name, (largest, std) in stats.items():
-            if re.search(r'private_B|bias|class_token|^head', name):
+            if re.search(r'private_B|bias|cls_token|^head', name):
                 assert largest == 0, name
             elif 'norm' in name:
                 assert (largest, std) == (1, 0), name
@@ -177,61 +182,43 @@ def test_initial_values(mode: str) -> None:
             elif 'ffn' in name:
                 assert largest <= math.sqrt(6 / 960)
                 assert std == pytest.approx(math.sqrt(2 / 960), rel=0.05)
-            elif name == 'embed.projection.weight':
+            elif name == 'embed.proj.weight':
                 assert std == pytest.approx(math.sqrt(1 / 48), rel=0.05)
             else:
                 assert std == pytest.approx(0.02, rel=0.05), name
 
 
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        (
-            {'patch_size': 3},
-            'model.patch_size=3: expected a divisor of model.img_size=8',
-        ),
-        (
-            {'num_heads': 5},
-            'model.num_heads=5: expected a divisor of model.embed_dims=24',
-        ),
-        (
-            {'num_layers': 0},
-            'model.num_layers=0: expected an integer of at least 1',
-        ),
-        (
-            {'num_classes': 0},
-            'model.num_classes=0: expected an integer of at least 1',
-        ),
-        (
-            {'in_channels': 0},
-            'model.in_channels=0: expected an integer of at least 1',
-        ),
-        (
-            {'label_smoothing': 1.5},
-            'model.label_smoothing=1.5: expected a number from 0 to 1',
-        ),
-        (
-            {'mixup': -1.0},
-            'model.mixup=-1.0: expected a number above 0, or 0 for no mixup',
-        ),
-        (
-            {'stacks': {'mlp': LORS}},
-            "model.stacks has ['mlp']: expected keys out of ['attention', "
-            "'ffn']",
-        ),
-        (
-            {'stacks': {'ffn': {'mode': 'lors', 'rank': 25}}},
-            'model.stacks.ffn.rank=25: expected values from 0 to 24',
-        ),
-        (
-            {'stacks': {'attention': {'mode': 'lors', 'rank': [1, 2]}}},
-            'model.stacks.attention.rank=[1, 2] has 2 entries: expected one '
-            'value, or one for each of the 3 layers',
-        ),
-    ],
-)
+AT_LEAST_1 = 'expected an integer of at least 1'
+WRONG = [
+    (
+        {'patch_size': 3},
+        'patch_size=3: expected a divisor of model.img_s',
+    ),
+    ({'num_heads': 5}, 'num_heads=5: expected a divisor of model.embed_dims='),
+    ({'num_layers': 0}, f'num_layers=0: {AT_LEAST_1}'),
+    ({'num_classes': 0}, f'num_classes=0: {AT_LEAST_1}'),
+    ({'in_channels': 0}, f'in_channels=0: {AT_LEAST_1}'),
+    ({'label_smoothing': 1.5}, 'label_smoothing=1.5: expected a number from'),
+    ({'mixup': -1.0}, 'mixup=-1.0: expected a number above 0, or 0 for no mi'),
+    (
+        {'stacks': {'mlp': LORS}},
+        "stacks has ['mlp']: expected keys out of ['attention', 'ffn']",
+    ),
+    (
+        {'stacks': {'ffn': {'mode': 'lors', 'rank': 25}}},
+        'stacks.ffn.rank=25: expected values from 0 to 24',
+    ),
+    (
+        {'stacks': {'attention': {'mode': 'lors', 'rank': [1, 2]}}},
+        'stacks.attention.rank=[1, 2] has 2 entries: expected one value, or '
+        'one for each of the 3 layers',
+    ),
+]
+
+
+@pytest.mark.parametrize(('changes', 'message'), WRONG)
 def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(f'model.{message}')):
         classifier(**changes)
 
 
@@ -246,7 +233,7 @@ def test_wrong_calls() -> None:
         model(torch.zeros(1, 3, 8, 7))
     with pytest.raises(ValueError, match="mode='loss' needs labels"):
         model(torch.zeros(1, 3, 8, 8), mode='loss')
-    with pytest.raises(ValueError, match="mode='x': expected one of"):
+    with pytest.raises(ValueError, match="mode='x': expected loss, pre"):
         model(torch.zeros(1, 3, 8, 8), mode='x')
 
 

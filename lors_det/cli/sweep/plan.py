@@ -14,7 +14,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from lors_det.adamixer.decoder import STACKS
+from lors_det.adamixer.settings import STACKS
 from lors_det.analysis.costs import build_on_meta
 from lors_det.cli.launch import load_config
 from lors_det.cli.sweep.description import (

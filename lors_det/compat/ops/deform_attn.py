@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention, through ``grid_sample``."""
+"""Multi-scale deformable attention, by mmcv's own function in torch."""
+
+from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
-from lors_det.compat.ops.recompute import gradients, working_dtype
+from lors_det.compat.ops.compute import compute, compute_gradients
 
 
 def ms_deform_attn_forward(
@@ -24,7 +25,8 @@ def ms_deform_attn_forward(
             heads of ``D`` channels.
         value_spatial_shapes: ``(L, 2)`` int64 ``(height, width)`` of each
             level, in cells.
-        value_level_start_index: ``(L,)`` int64 first cell of each level.
+        value_level_start_index: Unused; each level starts where the one
+            before it ends.
         sampling_locations: ``(B, Q, M, L, P, 2)`` as ``(x, y)``, in widths
             and heights of the level, ``(0, 0)`` its top left corner.
         attention_weights: ``(B, Q, M, L, P)``.
@@ -33,15 +35,8 @@ def ms_deform_attn_forward(
     Returns:
         ``(B, Q, M * D)``.
     """
-    dtype = working_dtype(value, sampling_locations, attention_weights)
-    output = _attend(
-        value.to(dtype),
-        sampling_locations.to(dtype),
-        attention_weights.to(dtype),
-        value_spatial_shapes,
-        value_level_start_index,
-    )
-    return output.to(value.dtype)
+    inputs = [value, sampling_locations, attention_weights]
+    return compute(_attention(value_spatial_shapes), inputs).to(value.dtype)
 
 
 def ms_deform_attn_backward(
@@ -61,58 +56,31 @@ def ms_deform_attn_backward(
     Args:
         value: As in the forward op.
         value_spatial_shapes: As in the forward op.
-        value_level_start_index: As in the forward op.
+        value_level_start_index: Unused.
         sampling_locations: As in the forward op.
         attention_weights: As in the forward op.
         grad_output: ``(B, Q, M * D)``.
         grad_value: ``(B, S, M, D)`` buffer, added to.
         grad_sampling_loc: ``(B, Q, M, L, P, 2)`` buffer, overwritten.
         grad_attn_weight: ``(B, Q, M, L, P)`` buffer, overwritten.
-        im2col_step: As in the forward op.
+        im2col_step: Unused.
     """
-
-    def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return _attend(
-            value,
-            locations,
-            weights,
-            value_spatial_shapes,
-            value_level_start_index,
-        )
-
     inputs = [value, sampling_locations, attention_weights]
-    grads = gradients(attend, inputs, grad_output, working_dtype(*inputs))
+    attention = _attention(value_spatial_shapes)
+    grads = compute_gradients(attention, inputs, grad_output)
     grad_value.add_(grads[0])
     grad_sampling_loc.copy_(grads[1])
     grad_attn_weight.copy_(grads[2])
 
 
-def _attend(
-    value: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    shapes: Tensor,
-    starts: Tensor,
-) -> Tensor:
-    """Return the attention's output ``(B, Q, M * D)``, in one dtype."""
-    batch, _, heads, channels = value.shape
-    queries, points = weights.shape[1], weights.shape[4]
-    # Heads are images of the batch: one grid_sample call for each level.
-    values = value.permute(0, 2, 3, 1).flatten(0, 1)
-    # From [0, 1] to the [-1, 1] of grid_sample.
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
-    weights = weights.transpose(1, 2).flatten(0, 1)
-    output = value.new_zeros(batch * heads, channels, queries)
-    levels = zip(shapes.tolist(), starts.tolist(), strict=True)
-    for level, ((height, width), start) in enumerate(levels):
-        image = values[:, :, start : start + height * width]
-        samples = grid_sample(
-            image.reshape(batch * heads, channels, height, width),
-            grids[:, :, level].reshape(batch * heads, queries, points, 2),
-            mode='bilinear',
-            padding_mode='zeros',
-            align_corners=False,
-        )
-        output = output + (samples * weights[:, None, :, level]).sum(dim=3)
-    by_head = output.view(batch, heads * channels, queries)
-    return by_head.transpose(1, 2).contiguous()
+def _attention(shapes: Tensor) -> Callable[..., Tensor]:
+    """Return the attention of levels of these shapes as a function."""
+    # Not at the top: mmcv.ops imports the stand-in.
+    from mmcv.ops.multi_scale_deform_attn import (
+        multi_scale_deformable_attn_pytorch,
+    )
+
+    sizes = shapes.tolist()
+    return lambda value, locations, weights: (
+        multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
+    )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sigmoid focal loss with integer targets."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lors_det.compat.ops.recompute import gradients, working_dtype
+from lors_det.compat.ops.compute import compute, compute_gradients
 
 
 def sigmoid_focal_loss_forward(
@@ -33,8 +35,8 @@ def sigmoid_focal_loss_forward(
         gamma: The exponent.
         alpha: The weight of the class of the target.
     """
-    dtype = working_dtype(input)
-    output.copy_(_loss(input.to(dtype), target, weight, gamma, alpha))
+    loss = partial(_loss, target, weight, gamma, alpha)
+    output.copy_(compute(loss, [input]))
 
 
 def sigmoid_focal_loss_backward(
@@ -55,20 +57,20 @@ def sigmoid_focal_loss_backward(
         gamma: As in the forward op.
         alpha: As in the forward op.
     """
-
-    def loss(logits: Tensor) -> Tensor:
-        return _loss(logits, target, weight, gamma, alpha)
-
+    loss = partial(_loss, target, weight, gamma, alpha)
     # Each loss depends on one logit, so ones select the derivatives.
-    ones = torch.ones_like(input)
-    (grad,) = gradients(loss, [input], ones, working_dtype(input))
+    (grad,) = compute_gradients(loss, [input], torch.ones_like(input))
     grad_input.copy_(grad)
 
 
 def _loss(
-    logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
+    target: Tensor, weight: Tensor, gamma: float, alpha: float, logits: Tensor
 ) -> Tensor:
-    """Return the loss ``(N, C)`` of logits ``(N, C)``."""
+    """Return the loss ``(N, C)`` of logits ``(N, C)``.
+
+    torchvision's has no weights of classes, and gradients that are not a
+    number where p or 1 - p underflows and gamma is below 1.
+    """
     classes = torch.arange(logits.shape[1], device=target.device)
     positive = target[:, None] == classes
     log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
@@ -80,7 +82,7 @@ def _loss(
         -(1 - alpha) * torch.exp(gamma * log_p) * log_not_p,
     )
     if weight.numel():
-        # Not a product with the one-hot rows: autocast would lower it.
+        # Not a matrix product with one-hot rows, which autocast would lower.
         rows = torch.where(positive, weight.to(loss.dtype), 0).sum(dim=1)
         loss = loss * torch.where(positive.any(dim=1), rows, 1)[:, None]
     return loss

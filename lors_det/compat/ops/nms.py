@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from lors_det.compat.ops.recompute import working_dtype
+from lors_det.compat.ops.compute import working_dtype
 
 
 def nms(
@@ -22,8 +22,7 @@ def nms(
     Returns:
         ``(K,)`` int64 indices into ``boxes``, by descending score.
     """
-    # Here and not above: torchvision is slow to import, and only some ops
-    # need it.
+    # torchvision is slow to import, and only some ops need it.
     from torchvision.ops import nms as torchvision_nms
 
     dtype = working_dtype(boxes, scores)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RoIAlign with average pooling, through torchvision."""
+"""RoIAlign with average pooling, by torchvision."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lors_det.compat.missing import missing_op_error
-from lors_det.compat.ops.recompute import gradients, working_dtype
-
-_AVERAGE = 1
+from lors_det.compat.ops.compute import compute, compute_gradients
 
 
 def roi_align_forward(
@@ -16,12 +17,7 @@ def roi_align_forward(
     output: Tensor,
     argmax_y: Tensor,
     argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **settings: Any,
 ) -> None:
     """Pool the features under each RoI to a grid of fixed size.
 
@@ -32,28 +28,13 @@ def roi_align_forward(
         output: ``(K, C, aligned_height, aligned_width)`` buffer, overwritten.
         argmax_y: Unused; for maximum pooling.
         argmax_x: Unused; for maximum pooling.
-        aligned_height: Bins per RoI, vertically.
-        aligned_width: Bins per RoI, horizontally.
-        spatial_scale: Cells of ``input`` per pixel of the image.
-        sampling_ratio: Samples per bin along each axis; 0 for one per cell.
-        pool_mode: 0 for maximum, 1 for average.
-        aligned: Whether the centre of the first cell is at 0.5 cells (True)
-            or 0 cells (False, with RoIs at least one cell wide and high).
+        settings: See `_pooling`.
 
     Raises:
         MissingOpError: For maximum pooling.
     """
-    _check_mode('roi_align_forward', pool_mode)
-    dtype = working_dtype(input, rois)
-    pooled = _pool(
-        input.to(dtype),
-        rois.to(dtype),
-        (aligned_height, aligned_width),
-        spatial_scale,
-        sampling_ratio,
-        aligned,
-    )
-    output.copy_(pooled)
+    pool = _pooling('roi_align_forward', rois, **settings)
+    output.copy_(compute(pool, [input]))
 
 
 def roi_align_backward(
@@ -62,12 +43,7 @@ def roi_align_backward(
     argmax_y: Tensor,
     argmax_x: Tensor,
     grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **settings: Any,
 ) -> None:
     """Add the gradient of :func:`roi_align_forward` in its features.
 
@@ -77,54 +53,53 @@ def roi_align_backward(
         argmax_y: Unused; for maximum pooling.
         argmax_x: Unused; for maximum pooling.
         grad_input: ``(B, C, H, W)`` buffer, added to.
-        aligned_height: As in the forward op.
-        aligned_width: As in the forward op.
-        spatial_scale: As in the forward op.
-        sampling_ratio: As in the forward op.
-        pool_mode: As in the forward op.
-        aligned: As in the forward op.
+        settings: See `_pooling`.
 
     Raises:
         MissingOpError: For maximum pooling.
     """
-    _check_mode('roi_align_backward', pool_mode)
-    dtype = working_dtype(grad_output, rois)
-
-    def pool(features: Tensor) -> Tensor:
-        return _pool(
-            features,
-            rois.to(dtype),
-            (aligned_height, aligned_width),
-            spatial_scale,
-            sampling_ratio,
-            aligned,
-        )
-
+    pool = _pooling('roi_align_backward', rois, **settings)
     # Average pooling is linear, so its gradient is the same at any features;
-    # the compiled op does not get them.
+    # the compiled op does not get them either.
     zeros = torch.zeros_like(grad_input)
-    (grad,) = gradients(pool, [zeros], grad_output, dtype)
+    (grad,) = compute_gradients(pool, [zeros], grad_output)
     grad_input.add_(grad)
 
 
-def _check_mode(op: str, pool_mode: int) -> None:
-    """Raise unless the mode is average pooling."""
-    if pool_mode != _AVERAGE:
-        raise missing_op_error(f"The op {op!r} with pool_mode 'max'")
-
-
-def _pool(
-    features: Tensor,
+def _pooling(
+    op: str,
     rois: Tensor,
-    size: tuple[int, int],
-    scale: float,
-    samples: int,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
     aligned: bool,
-) -> Tensor:
-    """Pool ``(B, C, H, W)`` under ``(K, 5)`` to ``(K, C, *size)``."""
-    # Here and not above: torchvision is slow to import, and only some ops
-    # need it.
+) -> Callable[[Tensor], Tensor]:
+    """Return the pooling of features under RoIs as a function.
+
+    Args:
+        op: Name of the op, for the error message.
+        rois: As in the ops.
+        aligned_height: Bins per RoI, vertically.
+        aligned_width: Bins per RoI, horizontally.
+        spatial_scale: Cells of the features per pixel of the image.
+        sampling_ratio: Samples per bin along each axis; 0 for one per cell.
+        pool_mode: 0 for maximum, 1 for average.
+        aligned: Whether the centre of the first cell is at 0.5 cells (True)
+            or 0 cells (False, with RoIs at least one cell wide and high).
+    """
+    if pool_mode != 1:
+        raise missing_op_error(f"The op {op!r} with pool_mode 'max'")
+    # torchvision is slow to import, and only some ops need it.
     from torchvision.ops import roi_align
 
-    pooled: Tensor = roi_align(features, rois, size, scale, samples, aligned)
-    return pooled
+    size = aligned_height, aligned_width
+    return lambda features: roi_align(
+        features,
+        rois.to(features.dtype),
+        size,
+        spatial_scale,
+        sampling_ratio,
+        aligned,
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights in a checkpoint file, in whatever way it stores them."""
+"""Find the weights in a checkpoint, plain or averaged."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ EMA_ENTRIES = ('state_dict_ema', 'ema_state_dict')
 
 
 def read_weights(
-    checkpoint: Mapping[str, Any], source: str, ema: bool = False
+    checkpoint: Mapping[str, Any], file: str, ema: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Take the weights out of a checkpoint.
+    """Return the weights of a checkpoint.
 
     Args:
         checkpoint: What the file holds: ``state_dict`` among other entries,
             or the tensors themselves.
-        source: Name of the file, for error messages.
+        file: Name of the file, for error messages.
         ema: Whether to take the averaged weights (exponential moving
             average) instead of the plain ones.
 
     Returns:
-        Tensors by name, without the prefix ``module.``; and what was left
-        out, for the user.
+        Tensors by name, without the prefix ``module.``; and a line for the
+        user about each entry that was left out.
 
     Raises:
         UsageError: If there are no weights, or no averaged ones.
@@ -37,7 +37,7 @@ def read_weights(
     if not isinstance(state, dict) or not any(
         isinstance(value, Tensor) for value in state.values()
     ):
-        raise UsageError(f'{source} has no weights: no state_dict, no tensors')
+        raise UsageError(f'{file} has no weights: no state_dict, no tensors')
     dropped = []
     if state is not checkpoint:
         dropped = [
@@ -65,7 +65,7 @@ def read_weights(
         return plain, dropped
     if not averaged:
         raise UsageError(
-            f'--ema: {source} has no averaged weights: no tensors ema_*, no '
+            f'--ema: {file} has no averaged weights: no tensors ema_*, no '
             f'{" or ".join(EMA_ENTRIES)}'
         )
     kept = {name: averaged.pop(name, x) for name, x in plain.items()}
@@ -74,7 +74,7 @@ def read_weights(
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Without what is no weight, and without the prefix of a wrapper."""
+    """Return the tensors, without the prefix of a distributed wrapper."""
     return {
         name.removeprefix('module.'): value
         for name, value in state.items()
@@ -85,9 +85,9 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _split_ema(
     state: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Plain and averaged tensors of mmcv 1.x.
+    """Return the plain and the averaged tensors of a state dict.
 
-    Its EMAHook stores the average of ``a.b`` as ``ema_a_b``.
+    mmcv's EMAHook stores the average of ``a.b`` as ``ema_a_b``.
     """
     names = {f'ema_{name.replace(".", "_")}': name for name in state}
     averaged = {names[k]: v for k, v in state.items() if k in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts named in a config: built, or refused by the name of their setting."""
+"""Build the parts of a detector from its config."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from mmengine.registry import Registry
 
 
-def build_part(registry: Registry, config: object, key: str) -> Any:
-    """Build a part of a model.
+def build_component(registry: Registry, config: object, key: str) -> Any:
+    """Build a part of a model; an error names its setting.
 
-    What a registry raises does not say which setting was wrong.
+    A registry's own errors do not say which setting was wrong.
 
     Args:
         registry: Where the part's class is registered.
@@ -41,7 +41,7 @@ def build_part(registry: Registry, config: object, key: str) -> Any:
 
 
 def _class_of(registry: Registry, config: Mapping[str, Any], key: str) -> Any:
-    """Find the class of a part."""
+    """Return the class that a config names."""
     found = config['type']
     if isinstance(found, str):
         with registry.switch_scope_and_registry(
@@ -60,7 +60,7 @@ def _class_of(registry: Registry, config: Mapping[str, Any], key: str) -> Any:
 
 
 def _check_keys(part: Any, config: Mapping[str, Any], key: str) -> None:
-    """Refuse what a class does not take."""
+    """Refuse keys that a class does not take."""
     parameters = inspect.signature(part).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lors_det.convert.source import read_weights
+from lors_det.convert.weights import read_weights
 from lors_det.errors import UsageError
 
 PLAIN = {'a.b': torch.zeros(2), 'a.c': torch.zeros(3), 'n': torch.tensor(1)}

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert detectors and classifiers of the releases to ours and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lors_det.convert import detector, vit
+from lors_det.convert.tensors import (
+    OfficialModel,
+    Shapes,
+    to_official,
+    to_ours,
+)
+from lors_det.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model.
+
+    Args:
+        state: The tensors under their new names.
+        model: What the model is.
+        unused: Source tensors that have no place in it, with their shapes.
+    """
+
+    state: dict[str, Tensor]
+    model: OfficialModel
+    unused: list[str]
+
+
+def convert(state: Mapping[str, Tensor], file: str) -> Converted:
+    """Convert a model of a release to our names.
+
+    Args:
+        state: Tensors by their official names.
+        file: Name of the file, for error messages.
+
+    Raises:
+        UsageError: If it is no model of a release, lacks a tensor, or has one
+            whose shape does not fit.
+    """
+    if any(name.startswith(('decoder.mixing.', 'embed.')) for name in state):
+        raise UsageError(
+            f'{file} is a checkpoint of this project already; --to-official '
+            'converts it to the names of the releases'
+        )
+    model, unused = _recognise(state, file)
+    return Converted(to_ours(state, model.renames), model, unused)
+
+
+def revert(state: Mapping[str, Tensor], file: str) -> Converted:
+    """Convert a model of ours to the names of a release.
+
+    Args:
+        state: Our tensors by name.
+        file: Name of the file, for error messages.
+
+    Raises:
+        UsageError: If no release has such a model, a tensor is missing, or
+            has a shape that does not fit.
+    """
+    shapes = Shapes(state, file)
+    with _fits_a_model(file):
+        if vit.is_vit(state):
+            renames = vit.vit_renames(shapes)
+        else:
+            renames = detector.renames_of_our_detector(shapes)
+        official = to_official(state, renames)
+    names = [name for rename in renames for name in rename.ours]
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise UsageError(
+            f'{file} lacks {len(missing)} tensors that the models of the '
+            f'releases have: {_first(missing)}; their stacks are dense, or '
+            'LORS (of detectors: those of the mixing) with a private part in '
+            'every layer'
+        )
+    model, _ = _recognise(official, file)
+    return Converted(official, model, _others(state, names))
+
+
+def _recognise(
+    state: Mapping[str, Tensor], file: str
+) -> tuple[OfficialModel, list[str]]:
+    """Recognise a model, and check its tensors against one built for it.
+
+    Returns:
+        The model, and the tensors that have no place in it.
+    """
+    with _fits_a_model(file):
+        if vit.is_vit(state):
+            model = vit.recognise_vit(state, file)
+        else:
+            model = detector.recognise_detector(state, file)
+    expected = to_official(model.state, model.renames)
+    named = {name for rename in model.renames for name in rename.ours}
+    assert named >= set(model.state), set(model.state) - named
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise UsageError(
+            f'{file} lacks {len(missing)} of the {len(expected)} tensors of '
+            f'this model ({model.summary}): {_first(missing)}'
+        )
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise UsageError(
+                f'{file}: {name} is {tuple(state[name].shape)}, but by the '
+                f'other tensors the model is {model.summary}, where it is '
+                f'{tuple(tensor.shape)}'
+            )
+    unused = _others(state, expected)
+    extra = [x for x in unused if x.startswith(('backbone.', 'head.'))]
+    if extra:
+        raise UsageError(
+            f'{file} has also {_first(extra)}: this model '
+            f'({model.summary}) has no place for it, and its outputs would '
+            'depend on it'
+        )
+    return model, unused
+
+
+@contextmanager
+def _fits_a_model(file: str) -> Iterator[None]:
+    """Explain what fails where shapes belong to no model.
+
+    Args:
+        file: Name of the file, for error messages.
+    """
+    try:
+        yield
+    except (
+        AssertionError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
+        reason = ' '.join(str(error).split())  # one line
+        raise UsageError(
+            f'{file}: the shapes of its tensors fit no model: {reason}'
+        ) from None
+
+
+def _others(state: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
+    """Return the tensors that are not named, with their shapes."""
+    return [
+        f'{name} {tuple(value.shape)}'
+        for name, value in state.items()
+        if name not in names
+    ]
+
+
+def _first(names: list[str]) -> str:
+    """Return the first names and the number of the others."""
+    more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+    return ', '.join(names[:4]) + more

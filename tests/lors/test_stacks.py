@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both kinds of stacks, in all modes."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lors_det.lors import MODES, AdaptiveStack, StackedLinear
+
+CONFIG = {'rank': [1, 2, 3], 'num_param_groups': [1, 1, 2]}
+NUM_INPUTS = {StackedLinear: 10, AdaptiveStack: 16}
+both_kinds = pytest.mark.parametrize('kind', NUM_INPUTS)
+all_modes = pytest.mark.parametrize('mode', MODES)
+
+
+def stack(kind: type, mode: str, key: str = 'stack', **changes: Any) -> Any:
+    config = {'mode': mode, **CONFIG, **changes}
+    if kind is StackedLinear:
+        return StackedLinear(3, 10, 8, config, key=key)
+    return AdaptiveStack(3, 16, 2, 6, 5, config, key=key)
+
+
+def randomise(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+
+
+def inputs(kind: type, *sizes: int) -> Tensor:
+    return torch.randn(*sizes, NUM_INPUTS[kind])
+
+
+def matrix(layers: StackedLinear, i: int) -> Tensor:
+    """The matrix of one layer, as a sum of terms of rank one."""
+    weight = torch.zeros(8, 10, dtype=torch.float64)
+    for name, p in layers.named_parameters():
+        if name in ('shared', f'dense.{i}'):
+            weight = weight + p
+    if str(i) in layers.private_A:
+        a, b = layers.private_A[str(i)], layers.private_B[str(i)]
+        for row in range(len(a)):
+            weight = weight + torch.outer(b[:, row], a[row])
+    return weight
+
+
+def generated(layers: AdaptiveStack, query: Tensor, i: int) -> Tensor:
+    """The matrices of one query, by loops over groups and terms."""
+    out = torch.zeros(2, 6, 5, dtype=torch.float64)
+    for full in [layers.shared] if layers.shared else layers.dense[i:][:1]:
+        out = out + (full.weight @ query + full.bias).view(2, 6, 5)
+    if str(i) in layers.private_E:
+        b, a = layers.private_B[str(i)], layers.private_A[str(i)]
+        num_terms, r = b.shape[1], b.shape[3]
+        generator = layers.private_E[str(i)]
+        flat = generator.weight @ query + generator.bias
+        e = flat.view(2, num_terms, r, r)
+        for g in range(2):
+            for k in range(num_terms):
+                out[g] = out[g] + b[g, k] @ e[g, k] @ a[g, k]
+    return out
+
+
+@all_modes
+def test_static_forward_is_the_definition(mode: str) -> None:
+    layers = stack(StackedLinear, mode).double()
+    randomise(layers)
+    x = inputs(StackedLinear, 4).double()
+    for i in range(3):
+        weight = matrix(layers, i)
+        torch.testing.assert_close(layers.weight(i).data, weight.data)
+        expected = torch.stack([weight @ v + layers.bias[i] for v in x])
+        torch.testing.assert_close(layers(x, i), expected)
+
+
+@all_modes
+def test_adaptive_forward_is_the_definition(mode: str) -> None:
+    layers = stack(AdaptiveStack, mode).double()
+    randomise(layers)
+    query = inputs(AdaptiveStack, 2, 4).double()
+    for i in range(3):
+        found = layers(query, i)
+        assert found.shape == (2, 4, 2, 6, 5)
+        weight, bias = layers.summed_generator(i)
+        summed = (query @ weight.mT + bias).view(found.shape)
+        for b in range(2):
+            for n in range(4):
+                expected = generated(layers, query[b, n], i)
+                torch.testing.assert_close(found[b, n], expected)
+                torch.testing.assert_close(summed[b, n], expected)
+
+
+@all_modes
+def test_generating_under_autocast(mode: str) -> None:
+    layers = stack(AdaptiveStack, mode)
+    randomise(layers)
+    query = inputs(AdaptiveStack, 2, 4)
+    expected = layers(query, 2)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), torch.autocast('cpu'):
+            found = layers(query, 2)
+        assert found.dtype == torch.bfloat16
+        assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@both_kinds
+@all_modes
+def test_parameter_count(kind: type, mode: str) -> None:
+    terms = [(1, 1), (1, 2), (2, 3)]  # (K, r)
+    if kind is StackedLinear:
+        full, bias = 8 * 10, 3 * 8
+        private = sum(k * r * (8 + 10) for k, r in terms)
+    else:
+        full, bias = 2 * 6 * 5 * 17, 0
+        private = sum(2 * k * r * (6 + 5 + r * 17) for k, r in terms)
+    weights = {
+        'dense': 3 * full,
+        'shared': full,
+        'private': private,
+        'lors': full + private,
+    }
+    total = sum(p.numel() for p in stack(kind, mode).parameters())
+    assert total == weights[mode] + bias
+
+
+@both_kinds
+def test_rank_zero_equals_shared(kind: type) -> None:
+    shared, lors = stack(kind, 'shared'), stack(kind, 'lors', rank=0)
+    randomise(shared)
+    lors.load_state_dict(shared.state_dict())
+    x = inputs(kind, 3)
+    assert all(torch.equal(lors(x, i), shared(x, i)) for i in range(3))
+
+
+@both_kinds
+def test_every_layer_starts_as_the_shared_one(kind: type) -> None:
+    layers, x = stack(kind, 'lors'), inputs(kind, 3)
+    assert all(torch.equal(layers(x, 0), layers(x, i)) for i in (1, 2))
+
+
+@all_modes
+def test_weights_start_with_one_spread(mode: str) -> None:
+    """That of a dense weight, U(-1 / sqrt(inputs), 1 / sqrt(inputs))."""
+    config = {'mode': mode, 'rank': 10, 'num_param_groups': 3}
+    static = StackedLinear(1, 400, 300, config)
+    static.reset_parameters()  # a second time changes nothing in law
+    spread = static.weight(0).std() * (3 * 400) ** 0.5
+    assert 0.9 < spread < 1.1
+    adaptive = AdaptiveStack(1, 64, 4, 40, 30, config)
+    adaptive.reset_parameters()
+    spread = adaptive(torch.randn(1, 1, 64), 0).std() * (3 * 64) ** 0.5
+    assert 0.8 < spread < 1.2
+
+
+@both_kinds
+@all_modes
+def test_every_parameter_gets_a_gradient(kind: type, mode: str) -> None:
+    layers = stack(kind, mode)
+    randomise(layers)
+    x = inputs(kind, 3)
+    sum(layers(x, i).sum() for i in range(3)).backward()
+    assert all(p.grad.any() for p in layers.parameters())
+
+
+def test_a_tensor_is_stored_once() -> None:
+    config = {'mode': 'lors', 'rank': 1}
+    layers = StackedLinear(8, 256, 256, config, bias=False)
+    file = io.BytesIO()
+    torch.save(layers.state_dict(), file)
+    payload = 4 * sum(p.numel() for p in layers.parameters())
+    assert payload < len(file.getvalue()) < 1.1 * payload
+
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize(
+    ('kind', 'other', 'holds'),
+    [
+        (StackedLinear, 'deeper', '4 layers'),
+        (StackedLinear, {'rank': [1, 2, 4]}, "2: '8'"),
+        (StackedLinear, {'mode': 'dense'}, "mode 'dense'"),
+        (StackedLinear, {'mode': 'shared'}, "mode 'shared'"),
+        (StackedLinear, {'mode': 'private'}, "mode 'private'"),
+        (AdaptiveStack, {'num_param_groups': [1, 2, 2]}, "1: '2 x 2'"),
+    ],
+)
+def test_loading_another_layout_is_an_error(
+    kind: type, other: Any, holds: str, strict: bool
+) -> None:
+    """The message has what the checkpoint holds and what would be right."""
+    layers = stack(kind, 'lors', 'decoder.stacks.ffn')
+    if other == 'deeper':
+        given = StackedLinear(4, 10, 8, {'mode': 'lors', 'rank': 1})
+    else:
+        given = stack(kind, **{'mode': 'lors', **other})
+    with pytest.raises(ValueError, match=r'decoder.stacks.ffn') as error:
+        layers.load_state_dict(given.state_dict(), strict=strict)
+    third = {StackedLinear: '6', AdaptiveStack: '2 x 3'}[kind]
+    assert holds in str(error.value)
+    assert f"2: '{third}'}}" in str(error.value)
+    assert "mode 'lors', 3 layers, ranks {0: " in str(error.value)
+
+
+def test_loading_other_parts_leaves_a_stack_as_it_is() -> None:
+    layers = stack(StackedLinear, 'lors')
+    before = copy.deepcopy(layers.state_dict())
+    layers.load_state_dict({'backbone.weight': torch.zeros(1)}, strict=False)
+    torch.testing.assert_close(layers.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('mode', ['private', 'lors'])
+@pytest.mark.parametrize('num_rows', [1, 3, 4, 40])
+def test_unmerged_where_that_is_cheaper(
+    mode: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = StackedLinear(1, 8, 6, {'mode': mode, 'rank': 2}).double()
+    randomise(layers)
+    x = torch.randn(num_rows, 8, dtype=torch.float64)
+    chosen = layers.use_unmerged(num_rows, 0)
+    outputs, counts = {}, {}
+    for unmerged in (False, True):
+        with (
+            monkeypatch.context() as patch,
+            FlopCounterMode(display=False) as counter,
+        ):
+            patch.setattr(layers, 'use_unmerged', lambda *_, u=unmerged: u)
+            outputs[unmerged] = layers(x, 0)
+        counts[unmerged] = counter.get_total_flops()
+    torch.testing.assert_close(outputs[True], outputs[False])
+    assert counts[chosen] == min(counts.values()), counts
