@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from lors_det.adamixer import AdaMixerDecoder
-from lors_det.adamixer.decoder import STACKS
+from lors_det.adamixer.settings import STACKS
 from lors_det.lors import MODES
 
 SCHEDULES = ('rising', 'falling')
@@ -86,7 +86,6 @@ NOT_LISTS = [v for v in NOT_SIZES if not isinstance(v, list)] + [[]]
 NOT_DICTS = [v for v in NOT_SIZES if v not in (None, {})]
 NOT_FLAGS = [v for v in NOT_SIZES if v is not True]
 NOT_WEIGHTS = ['1', None, True, [1.0], -0.1, math.nan, math.inf]
-REASONS = 'expected|is not divisible by|cannot run|must not be|supported'
 LOSSES = ('loss_cls', 'loss_bbox', 'loss_iou')
 
 
@@ -106,9 +105,6 @@ WRONG: dict[str, list[Any]] = {
         {'dynamic': 'yes'}, {'options': 3}, {'options': {'fast': 1}},
         {'fast': True}, {1: 2},
     ],
-    'model.compile.backend': [3],  # torch does not check these three
-    'model.compile.fullgraph': [3],
-    'model.compile.disable': [3],
     'backbone': NOT_SIZES,
     'neck': NOT_SIZES,
     'neck.in_channels': NOT_LISTS,
@@ -145,22 +141,10 @@ for _step in STACKS:
     }  # fmt: skip
 for _part in ('assigner', *LOSSES):
     WRONG |= {
-        f'criterion.{_part}': [*NOT_SIZES],
+        f'criterion.{_part}': NOT_SIZES,
         f'criterion.{_part}.type': [*NOT_SIZES, 'L3Loss'],
         f'criterion.{_part}.gama': NOT_SIZES,
     }
-# Losses and a matcher that cannot work: found before the first batch.
-WRONG['criterion.loss_cls'] += [
-    {'type': 'FocalLoss', 'use_sigmoid': False},
-    {'type': 'FocalLoss', 'alpha': math.nan},
-    {'type': 'L1Loss', 'reduction': 'none'},
-]
-WRONG['criterion.loss_bbox'] += [{'type': 'L1Loss', 'reduction': 'sum'}]
-WRONG['criterion.loss_iou'] += [{'type': 'GIoULoss', 'eps': '1'}]
-WRONG['criterion.assigner'] += [
-    {'type': 'HungarianAssigner', 'match_costs': []},
-    {'type': 'MaxIoUAssigner', 'pos_iou_thr': 0.5, 'neg_iou_thr': 0.5},
-]
 for _part in LOSSES:
     WRONG[f'criterion.{_part}.loss_weight'] = NOT_WEIGHTS
 for _part in ('backbone', 'neck', 'decoder', 'criterion'):
@@ -186,7 +170,7 @@ def test_wrong_value(key: str) -> None:
             build(config)
         text = str(caught.value)
         assert f'{key}={value!r}' in text
-        assert re.search(REASONS, text)
+        assert 'expected' in text or 'is not divisible by' in text
         assert '\n' not in text
 
 
