@@ -62,6 +62,7 @@ setup(
         'onedl-mmengine>=0.10.10,<0.11',
         'onedl-mmcv>=2.3.6,<2.4',
         'onedl-mmdetection>=3.5,<3.6',
+        'pandas>=2.2',
         'pycocotools>=2.0.8',
         'safetensors>=0.4',
     ],

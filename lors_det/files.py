@@ -80,6 +80,8 @@ def check_file(path: str, what: str) -> None:
     """
     if '://' in path:
         return
+    if Path(path).is_dir():
+        raise UsageError(f'{what}: {path} is a folder, expected a file')
     if not Path(path).is_file():
         raise UsageError(f'{what}: {path} does not exist')
     if not Path(path).stat().st_size:

@@ -32,7 +32,7 @@ import torchvision  # noqa: F401  # by mmengine, when a run begins
 from mmengine.runner import runner as mmengine_runner
 from yapf.yapflib import yapf_api
 
-from lors_det.cli.launch import train
+from lors_det.cli.train import train
 from lors_det.files import find_damage
 from lors_det.hooks.checkpoint import latest_checkpoint
 

@@ -42,7 +42,7 @@ DECODER_PARTS = {
     'private_generators': r'mixing\.(channel|spatial)\.private_E\.',
     'private_factors': r'mixing\.(channel|spatial)\.private_[AB]\.',
     'shared_out_proj': r'mixing\.out_proj\.shared$',
-    'private_out_proj_AB': r'mixing\.out_proj\.private_[ab]\.',
+    'private_out_proj_AB': r'mixing\.out_proj\.private_[AB]\.',
     'out_proj_bias': r'mixing\.out_proj\.bias\.',
     'out_norm': r'mixing\.norm\.',
 }

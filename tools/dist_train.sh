@@ -2,7 +2,7 @@
 # Train with one process per GPU: tools/dist_train.sh CONFIG GPUS [OPTIONS]
 # On several nodes, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT
 # set. Without a GPU the processes share the CPU and talk over gloo. When a
-# process dies, all are started again, MAX_RESTARTS times (3), and go on from
+# process dies, all are started again, MAX_RESTARTS times (3), and continue from
 # the newest checkpoint of this launch.
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -12,7 +12,7 @@ fi
 config=$1
 gpus=$2
 shift 2
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" -m lors_det.cli.torchrun \
     --nnodes="${NNODES:-1}" \
     --node-rank="${NODE_RANK:-0}" \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" \

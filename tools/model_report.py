@@ -3,11 +3,12 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.costs import report
-from lors_det.analysis.plots import write_plots
+from lors_det.analysis.plots import plot_parts
 from lors_det.analysis.tables import (
     ascii_table,
     format_reports,
@@ -33,26 +34,29 @@ def main():
         '--markdown', action='store_true', help='print Markdown'
     )
     parser.add_argument(
-        '--plot', metavar='DIR', type=Path, help='draw plots into a folder'
+        '--plot',
+        metavar='DIR',
+        type=Path,
+        help='draw the parameters by part into a folder',
     )
     args = parser.parse_args()
     try:
-        names = names_of(args.configs)
-        models = {
-            name: load_config(path).model
-            for name, path in zip(names, args.configs, strict=True)
+        reports = {
+            name: report(load_config(path).model)
+            for name, path in zip(
+                names_of(args.configs), args.configs, strict=True
+            )
         }
-        reports = {name: report(model) for name, model in models.items()}
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None
     if args.json:
-        data = {name: found.to_dict() for name, found in reports.items()}
+        data = {name: asdict(found) for name, found in reports.items()}
         print(json.dumps(data, indent=2))
     else:
         table = markdown_table if args.markdown else ascii_table
         print(format_reports(reports, table))
     if args.plot:
-        write_plots(models, reports, args.plot)
+        plot_parts(reports, args.plot)
 
 
 if __name__ == '__main__':

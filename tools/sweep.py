@@ -1,44 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train configs x grid x seeds: python tools/sweep.py SWEEP.yml."""
+"""Train configs x values x seeds: python tools/sweep.py SWEEP.yml."""
 
 import argparse
-import sys
-from pathlib import Path
+import signal
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.cli.sweep.run import run_sweep
+from lors_det.cli.sweep import run_sweep
 from lors_det.errors import UsageError
 
 
 def main():
-    """Parse the command line and run what is not finished yet."""
+    """Parse the command line and train what is not finished yet."""
     parser = argparse.ArgumentParser(
-        description='Train configs x grid x seeds, one after another; started '
-        'again, an interrupted sweep goes on.'
+        description='Train configs x values x seeds, one row per run; started '
+        'again, an interrupted sweep is resumed.'
     )
-    parser.add_argument('sweep', help='YAML file (docs/sweeps.md)')
+    parser.add_argument(
+        'sweep',
+        help='YAML file (docs/sweeps.md); or the CSV file of a sweep, to '
+        'write its table and plot again',
+    )
     parser.add_argument(
         '--work-dir',
-        required=True,
-        help='folder for the table, the plot, and a folder per run',
+        help='folder for everything (work_dirs/SWEEP if not given)',
     )
     parser.add_argument(
-        '--dry-run',
-        action='store_true',
-        help='check everything and print the commands, train nothing',
+        '--results',
+        metavar='FILE.csv',
+        help='the rows (WORK_DIR/results.csv if not given)',
+    )
+    parser.add_argument(
+        '--parallel',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train N runs at a time, with one thread each if N is above 1',
     )
     parser.add_argument(
         '--keep-going',
         action='store_true',
-        help='go on with the next run when one fails',
+        help='when a run fails, train the others all the same',
     )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='check everything and print the commands; train nothing',
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        run_sweep(parser.parse_args(), Path(__file__).resolve().parent)
+        run_sweep(parser.parse_args())
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None
     except KeyboardInterrupt:
-        print('interrupted; start it again to go on', file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(
+            'interrupted; the same command resumes the sweep'
+        ) from None
 
 
 if __name__ == '__main__':

@@ -2,24 +2,18 @@
 """Test a detector: python tools/test.py CONFIG CHECKPOINT."""
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.cli.launch import common_parser, test
-from lors_det.errors import UsageError
+from lors_det.cli.arguments import test_parser
+from lors_det.cli.boundary import OneLineErrors
 
 
 def main():
     """Parse the command line and test."""
-    parser = common_parser('Test a detector.')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--out', metavar='FILE.pkl', help='write the detections to a file'
-    )
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='draw the detections into a folder'
-    )
-    try:
-        test(parser.parse_args())
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
+    with OneLineErrors() as errors:
+        args = test_parser().parse_args()
+        errors.show_traceback = args.traceback
+        from lors_det.cli.test import test  # late: --help needs no torch
+
+        test(args, errors)
 
 
 if __name__ == '__main__':

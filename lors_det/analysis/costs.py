@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector costs, counted without training or running it."""
+"""Count what a detector costs, without training or running it."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,43 +21,25 @@ from lors_det.lors import count_parameters
 
 # A 1333 x 800 image, padded to a multiple of 32.
 INPUT_SIZE = (800, 1344)
-# Parts that are not one module: the modules that are added and taken away.
-# ``decoder.mixing.mix`` is the norm, and multiplying with the matrices.
-PARTS = {
-    'backbone': (['backbone'], []),
-    'neck': (['neck'], []),
-    'queries': (['queries'], []),
-    'decoder.attention': (['decoder.attention'], []),
-    'decoder.sampling': (['decoder.sampling'], []),
-    'decoder.mixing.kernels': (
-        ['decoder.mixing.channel', 'decoder.mixing.spatial'],
-        [],
-    ),
-    'decoder.mixing.mix': (
-        ['decoder.mixing'],
-        [
-            'decoder.mixing.channel',
-            'decoder.mixing.spatial',
-            'decoder.mixing.out_proj',
-        ],
-    ),
-    'decoder.mixing.out_proj': (['decoder.mixing.out_proj'], []),
-    'decoder.ffn': (['decoder.ffn'], []),
-    'decoder.heads': (['decoder.heads'], []),
-    'decoder': (['decoder'], []),
-    'model': ([''], []),
-}
+# A module's costs include those of the modules inside it.
+PARTS = (
+    'backbone', 'neck', 'queries', 'decoder.attention', 'decoder.sampling',
+    'decoder.mixing.channel', 'decoder.mixing.spatial',
+    'decoder.mixing.out_proj', 'decoder.mixing', 'decoder.ffn',
+    'decoder.heads', 'decoder',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Part:
-    """Costs of a part of a detector.
+    """Costs of a module of a detector, and all modules inside it.
 
     Args:
         shared: Parameters in matrices that all stages use.
         private: Parameters in low-rank factors and their generators.
         dense: Parameters in unrelated matrices of stacks.
         other: All other parameters.
+        total: Sum of the four.
         gmacs: 10^9 multiply-adds for one image (`count_macs`).
     """
 
@@ -65,12 +47,8 @@ class Part:
     private: int
     dense: int
     other: int
+    total: int
     gmacs: float
-
-    @property
-    def total(self) -> int:
-        """All parameters."""
-        return self.shared + self.private + self.dense + self.other
 
 
 @dataclass(frozen=True)
@@ -78,9 +56,10 @@ class ModelReport:
     """Costs of a detector; bytes where a name says so.
 
     Args:
-        parts: Costs by part; ``decoder`` and ``model`` are sums.
+        parts: Costs by the name of the module; ``model`` is all of it.
         trainable: Parameters that get a gradient.
-        dense_decoder: Parameters of the decoder, were all stacks dense.
+        dense_decoder: Parameters of the decoder's dense counterpart, all of
+            whose stacks are in the mode ``dense``.
         checkpoint_bytes: Weights and buffers in float32.
         checkpoint_bytes_half: The same, floating point in float16.
         training_bytes: Weights, gradients and AdamW's two moments in float32.
@@ -95,13 +74,6 @@ class ModelReport:
     checkpoint_bytes_half: int
     training_bytes: int
     allreduce_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        data = asdict(self)
-        for name, part in self.parts.items():
-            data['parts'][name]['total'] = part.total
-        return data
 
 
 def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
@@ -125,7 +97,7 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
 
 
 def count_macs(model: nn.Module) -> dict[str, float]:
-    """Multiply-adds of a detector for one image of 1333 x 800 pixels.
+    """Count multiply-adds of a detector for one image of 1333 x 800 pixels.
 
     Counted by torch's ``FlopCounterMode`` while the detector runs on the meta
     device: every matrix product (also those with generated matrices),
@@ -163,7 +135,7 @@ def _deform_conv_flops(
     out_shape: Sequence[int],
     **__: Any,
 ) -> int:
-    """Those of the plain convolution: the interpolation is not counted."""
+    """Count those of the plain convolution, without the interpolation."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
@@ -186,14 +158,15 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
             f'got {model_cfg.get("decoder")!r}'
         )
     model = build_on_meta(model_cfg)
-    twin = build_on_meta({**decoder, 'stacks': {}})
     state = model.state_dict().values()
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    stages = model.get_submodule('decoder')
+    dense_decoder = count_parameters(stages).dense_total
     return ModelReport(
-        parts=dict(_parts(model, count_macs(model))),
+        parts=_parts(model),
         trainable=trainable,
-        dense_decoder=count_parameters(twin).total,
+        dense_decoder=dense_decoder,
         checkpoint_bytes=sum(x.numel() * x.element_size() for x in state),
         checkpoint_bytes_half=sum(
             x.numel() * (2 if x.is_floating_point() else x.element_size())
@@ -204,23 +177,17 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
     )
 
 
-def _parts(
-    model: nn.Module, macs: Mapping[str, float]
-) -> Iterator[tuple[str, Part]]:
-    """Costs of the parts, sums last."""
-    for part, (added, taken) in PARTS.items():
-        signs = [(name, 1) for name in added] + [(name, -1) for name in taken]
-        counts = [
-            (count_parameters(model.get_submodule(name)), sign)
-            for name, sign in signs
-        ]
-        yield (
-            part,
-            Part(
-                shared=sum(sign * count.shared for count, sign in counts),
-                private=sum(sign * count.private for count, sign in counts),
-                dense=sum(sign * count.dense for count, sign in counts),
-                other=sum(sign * count.other for count, sign in counts),
-                gmacs=sum(s * macs.get(name, 0) for name, s in signs) / 1e9,
-            ),
+def _parts(model: nn.Module) -> dict[str, Part]:
+    macs = count_macs(model)
+    parts = {}
+    for name in (*PARTS, ''):
+        count = count_parameters(model.get_submodule(name))
+        parts[name or 'model'] = Part(
+            shared=count.shared,
+            private=count.private,
+            dense=count.dense,
+            other=count.other,
+            total=count.total,
+            gmacs=macs.get(name, 0) / 1e9,
         )
+    return parts

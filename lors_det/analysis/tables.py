@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports as tables: for a terminal, and in Markdown."""
+"""Write tables: for a terminal, and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
 
 from lors_det.analysis.costs import ModelReport
 
 Table = Callable[[list[list[str]]], str]
-PARTS_HEADER = [
-    'part', 'shared', 'private', 'dense', 'other', 'parameters', 'GMACs',
-]  # fmt: skip
-COMPARISON_HEADER = [
-    'config', 'decoder', 'model', 'decoder vs. first', 'model vs. first',
-    'decoder vs. dense twin', 'GMACs', 'checkpoint fp32 / fp16',
-    'training state', 'all-reduced per step',
-]  # fmt: skip
 LEGEND = (
-    'Dense twin: every stack of the decoder dense, same shape. GMACs: 10^9 '
+    'Dense counterpart: the same decoder with all stacks dense. GMACs: 10^9 '
     'multiply-adds of matrix products, convolutions and attention for one '
     'image of 1333 x 800. Training state: weights, gradients and the two '
     'moments of AdamW.'
@@ -27,19 +20,19 @@ LEGEND = (
 
 
 def ascii_table(rows: list[list[str]]) -> str:
-    """A table for a terminal; the first row is its header."""
+    """Write a table for a terminal; the first row is its header."""
     return str(AsciiTable(rows).table)
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    """A table in Markdown; the first row is its header."""
+    """Write a table in Markdown; the first row is its header."""
     return str(GithubFlavoredMarkdownTable(rows).table)
 
 
 def format_reports(
     reports: Mapping[str, ModelReport], table: Table = ascii_table
 ) -> str:
-    """Tables of the parts of every model, and one that compares them.
+    """Write a table of the parts of every model, and one that compares them.
 
     Args:
         reports: Reports by the name of their config; the first is what the
@@ -49,84 +42,62 @@ def format_reports(
     Returns:
         Text of several lines.
     """
+    first = next(iter(reports.values())).parts
+    comparison = [
+        [
+            'config', 'decoder', 'model', 'decoder vs. first',
+            'model vs. first', 'decoder vs. dense counterpart', 'GMACs',
+            'checkpoint fp32 / fp16', 'training state',
+            'all-reduced per step',
+        ]
+    ]  # fmt: skip
     blocks = []
     for name, report in reports.items():
-        blocks += [name, table([PARTS_HEADER, *parts_rows(report)])]
-    blocks += [table([COMPARISON_HEADER, *comparison_rows(reports)]), LEGEND]
-    return '\n\n'.join(blocks)
-
-
-def parts_rows(report: ModelReport) -> list[list[str]]:
-    """One row for every part.
-
-    Args:
-        report: Costs of a model.
-    """
-    return [
-        [
-            name,
-            *(
-                f'{n:,}'
-                for n in (
-                    part.shared,
-                    part.private,
-                    part.dense,
-                    part.other,
-                    part.total,
-                )
-            ),
-            f'{part.gmacs:.2f}',
-        ]
-        for name, part in report.parts.items()
-    ]
-
-
-def comparison_rows(reports: Mapping[str, ModelReport]) -> list[list[str]]:
-    """One row for every model.
-
-    Args:
-        reports: Reports by the name of their config, the reference first.
-    """
-    first = next(iter(reports.values()))
-    rows: list[list[str]] = []
-    for name, report in reports.items():
+        parts = [
+            ['part', 'shared', 'private', 'dense', 'other', 'parameters',
+             'GMACs']
+        ]  # fmt: skip
+        for key, part in report.parts.items():
+            *counts, gmacs = astuple(part)
+            parts.append([key, *(f'{n:,}' for n in counts), f'{gmacs:.2f}'])
+        blocks += [name, table(parts)]
         decoder = report.parts['decoder'].total
-        model = report.parts['model'].total
-        rows.append(
+        model = report.parts['model']
+        comparison.append(
             [
                 name,
                 millions(decoder),
-                millions(model),
-                change(decoder, first.parts['decoder'].total),
-                change(model, first.parts['model'].total),
+                millions(model.total),
+                change(decoder, first['decoder'].total),
+                change(model.total, first['model'].total),
                 change(decoder, report.dense_decoder),
-                f'{report.parts["model"].gmacs:.1f}',
+                f'{model.gmacs:.1f}',
                 f'{megabytes(report.checkpoint_bytes)} / '
                 f'{megabytes(report.checkpoint_bytes_half)}',
                 megabytes(report.training_bytes),
                 megabytes(report.allreduce_bytes),
             ]
         )
-    return rows
+    return '\n\n'.join([*blocks, table(comparison), LEGEND])
 
 
 def millions(count: int) -> str:
-    """A number of parameters: ``35.3 M``."""
+    """Write a number of parameters: ``35.3 M``."""
     return f'{count / 1e6:.1f} M'
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes: ``239.7 MB``, of 10^6 bytes."""
+    """Write a number of bytes: ``239.7 MB``, of 10^6 bytes."""
     return f'{count / 1e6:.1f} MB'
 
 
 def change(value: float, reference: float) -> str:
-    """A relative change: ``-67.9 %``."""
+    """Write a relative change: ``-67.9 %``."""
     return f'{100 * (value / reference - 1):+.1f} %'
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """Short names of config files, told apart by their folders if needed.
+    """Return short names of config files; whole paths where two are equal.
 
     Args:
         paths: Paths of config files.

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model zoo's page, from the model index and from counted costs."""
+"""Write the model zoo's page from the model index and counted costs."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from mmengine.config import Config
 
 from lors_det.analysis.costs import ModelReport, report
 from lors_det.analysis.tables import markdown_table, millions
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
+from lors_det.files import check_file
 
 HEADER = [
     'config', 'stages', 'queries', 'schedule', 'mixing kernels',
@@ -53,19 +54,18 @@ def read_index(index: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         UsageError: If a file is missing or is no model index.
     """
-    found = {}
-    for name in _load(index).get('Import', []):
-        found[name] = _load(index.parent / name).get('Models') or []
-    return found
 
+    def load(path: Path) -> dict[str, Any]:
+        check_file(str(path), 'model index')
+        data = yaml.safe_load(path.read_text(encoding='utf-8'))
+        if not isinstance(data, dict):
+            raise UsageError(f'model index: {path} is no mapping')
+        return data
 
-def _load(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UsageError(f'model index: {path} does not exist')
-    data = yaml.safe_load(path.read_text(encoding='utf-8'))
-    if not isinstance(data, dict):
-        raise UsageError(f'model index: {path} is no mapping')
-    return data
+    return {
+        name: load(index.parent / name).get('Models') or []
+        for name in load(index).get('Import', [])
+    }
 
 
 def zoo_page(root: Path) -> str:
@@ -90,9 +90,10 @@ def zoo_page(root: Path) -> str:
 def _row(
     root: Path, entry: Mapping[str, Any], reports: dict[str, ModelReport]
 ) -> list[str]:
-    """One model; models of equal parts share a report."""
+    """Return the cells of one model; equal models share a report."""
     config = entry['Config']
-    model = load_config(str(root / config)).model
+    check_file(str(root / config), 'model index')
+    model = Config.fromfile(root / config).model
     # The number of epochs and the data are no part of the model.
     key = json.dumps(model.to_dict(), sort_keys=True, default=str)
     if key not in reports:
@@ -100,29 +101,25 @@ def _row(
     parts = reports[key].parts
     decoder = model['decoder']
     stacks = decoder.get('stacks') or {}
-    metadata = entry.get('Metadata') or {}
+    schedule = re.search(r'_(1x|ms-3x|ms-crop-3x)(?:_|$)', entry['Name'])
+    metrics = [run.get('Metrics') or {} for run in entry.get('Results') or []]
     return [
         f'[{entry["Name"]}](../{config})',
         str(decoder['num_stages']),
         str(model['num_queries']),
-        _schedule(entry['Name']),
+        SCHEDULES[schedule[1]] if schedule else '',
         _stack(stacks.get('mixing_kernels')),
         _stack(stacks.get('mixing_out_proj')),
         millions(parts['decoder'].total).removesuffix(' M'),
         millions(parts['model'].total).removesuffix(' M'),
         f'{parts["model"].gmacs:.1f}',
-        str(metadata.get('Published box AP', '')),
-        ', '.join(_measured(entry)),
+        str((entry.get('Metadata') or {}).get('Published box AP', '')),
+        ', '.join(str(m['box AP']) for m in metrics if 'box AP' in m),
     ]
 
 
-def _schedule(name: str) -> str:
-    found = re.search(r'_(1x|ms-3x|ms-crop-3x)(?:_|$)', name)
-    return SCHEDULES[found[1]] if found else ''
-
-
 def _stack(stack: Mapping[str, Any] | None) -> str:
-    """Mode, rank and K of a stack, as short as it goes."""
+    """Write mode, rank and K of a stack: ``lors, r 16, K rising``."""
     if not stack or stack.get('mode', 'dense') == 'dense':
         return 'dense'
     if stack['mode'] == 'shared':
@@ -130,10 +127,3 @@ def _stack(stack: Mapping[str, Any] | None) -> str:
     text = f'{stack["mode"]}, r {stack["rank"]}'
     groups = stack.get('num_param_groups', 1)
     return text if groups == 1 else f'{text}, K {groups}'
-
-
-def _measured(entry: Mapping[str, Any]) -> Iterator[str]:
-    """Box AP of the entry's results: measured with this code."""
-    for result in entry.get('Results') or []:
-        if 'box AP' in (result.get('Metrics') or {}):
-            yield str(result['Metrics']['box AP'])

@@ -1,174 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Behind tools/train.py and tools/test.py: from arguments to a runner."""
+"""What training and testing share: from arguments to a runner."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torch.distributed as dist
-from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from lors_det.cli.checks import check_dataset, check_work_dir
+from lors_det.cli.boundary import OneLineErrors, one_line
+from lors_det.cli.checks import check_options
 from lors_det.errors import UsageError
-from lors_det.files import check_file, check_output
-from lors_det.hooks.checkpoint import (
-    checkpoint_folder,
-    latest_checkpoint,
-    set_aside_checkpoints,
-)
+from lors_det.files import check_file
 from lors_det.safe_load import install
 
-
-def common_parser(description: str) -> argparse.ArgumentParser:
-    """Arguments that training and testing share.
-
-    Args:
-        description: First line of the help text.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir',
-        help='folder for logs and checkpoints (work_dirs/CONFIG if not given)',
-    )
-    parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='write over what an earlier run left in the output folders',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, e.g. '
-        'model.decoder.num_stages=3 or key="[a,b]"',
-    )
-    parser.add_argument(
-        '--trust',
-        action='store_true',
-        help='let checkpoints run code while they are loaded, as a pickle can',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed run were started',
-    )
-    return parser
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train as the command line says.
-
-    Args:
-        args: Parsed arguments of tools/train.py.
-
-    Raises:
-        UsageError: If a file is missing, weights cannot be downloaded, or
-            something would be overwritten.
-    """
-    cfg = _configure(args)
-    if args.amp:
-        if not torch.cuda.is_available():
-            raise UsageError('--amp needs a GPU, and torch finds none')
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
-        # bfloat16 has float32's range: no loss scaling.
-        scale = 'dynamic' if args.amp == 'float16' else 1.0
-        cfg.optim_wrapper.setdefault('loss_scale', scale)
-    if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UsageError(
-                '--auto-scale-lr: the config has no '
-                'auto_scale_lr.base_batch_size'
-            )
-        cfg.auto_scale_lr.enable = True
-    resume_from = _resume_from(args, cfg)
-    if resume_from:
-        cfg.resume, cfg.load_from = True, resume_from
-    for loop in ('train', 'val'):
-        check_dataset(cfg, loop)
-    if cfg.get('load_from'):
-        what = '--resume' if resume_from else 'load_from'
-        check_file(cfg.load_from, what)
-    if not resume_from and os.environ.get('RANK', '0') == '0':
-        set_aside_checkpoints(
-            checkpoint_folder(cfg), needed=cfg.get('load_from')
-        )
-    try:
-        runner = _build_runner(cfg)
-        runner.train()
-    except URLError as error:
-        raise UsageError(
-            f'cannot download pretrained weights ({error.reason}): '
-            f'{_pretrained(cfg)}; where there is no network, fetch the file '
-            'elsewhere and give its path with --cfg-options '
-            'model.backbone.init_cfg.checkpoint=PATH, or train from random '
-            'weights with model.backbone.init_cfg=None'
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UsageError(
-            f'{cfg.work_dir}: {error.strerror}; the checkpoints in it are '
-            'whole: make room, --resume goes on from them'
-        ) from None
-    except KeyError as error:
-        if resume_from and error.args[0] in ('epoch', 'iter'):
-            raise UsageError(
-                f'--resume: {cfg.load_from} holds weights, but not the state '
-                'of a run; --cfg-options load_from=CHECKPOINT starts from it'
-            ) from error
-        raise
-    del runner
-    _leave()
-
-
-def test(args: argparse.Namespace) -> None:
-    """Test as the command line says.
-
-    Args:
-        args: Parsed arguments of tools/test.py.
-
-    Raises:
-        UsageError: If a file is missing or would be overwritten.
-    """
-    cfg = _configure(args)
-    check_file(args.checkpoint, 'CHECKPOINT')
-    check_dataset(cfg, 'test')
-    for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
-        if path and not args.overwrite:
-            check_output(path, option)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out {args.out}: expected a name ending in .pkl')
-    cfg.load_from = args.checkpoint
-    if args.show_dir:
-        if 'visualization' not in cfg.default_hooks:
-            raise UsageError('--show-dir: the model of this config draws none')
-        # An absolute path, or the hook puts it below the run's time stamp.
-        cfg.default_hooks.visualization.update(
-            draw=True, test_out_dir=str(Path(args.show_dir).resolve())
-        )
-    runner = _build_runner(cfg)
-    if args.out:
-        runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out)
-        )
-    runner.test()
-    del runner
-    _leave()
+#: A variable that each launcher sets for the processes that it starts.
+LAUNCHED = {
+    'pytorch': 'RANK',
+    'slurm': 'SLURM_PROCID',
+    'mpi': 'OMPI_COMM_WORLD_RANK',
+}
 
 
 def load_config(path: str) -> Config:
@@ -178,26 +41,45 @@ def load_config(path: str) -> Config:
         path: The file.
 
     Raises:
-        UsageError: If it is not there, one of its bases is not, or it is no
-            Python.
+        UsageError: If it, or one of its bases, cannot be read.
     """
-    if not Path(path).is_file():
-        raise UsageError(f'CONFIG: {path} does not exist')
+    check_file(path, 'CONFIG')
     try:
         return Config.fromfile(path)
-    except (FileNotFoundError, SyntaxError) as error:
-        raise UsageError(f'CONFIG: {path}: {error}') from error
+    except RecursionError:
+        raise UsageError(
+            f'CONFIG: {path}: its _base_ files lead back to themselves'
+        ) from None
+    except Exception as error:  # the file may run any code
+        raise UsageError(f'CONFIG: {path}: {one_line(error)}') from error
 
 
-def _configure(args: argparse.Namespace) -> Config:
-    """Read the config file and what the command line changes of it."""
+def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
+    """Read the config file and what the command line changes of it.
+
+    Args:
+        args: Parsed arguments.
+        errors: Learns what the config is.
+
+    Returns:
+        The config of the run.
+
+    Raises:
+        UsageError: If the config or an option cannot be used.
+    """
     install(args.trust)
     cfg = load_config(args.config)
     if args.cfg_options:
+        check_options(cfg, args.cfg_options)
         try:
             cfg.merge_from_dict(args.cfg_options)
-        except (KeyError, TypeError) as error:
-            raise UsageError(f'--cfg-options: {error}') from error
+        except Exception as error:  # of many kinds
+            raise UsageError(f'--cfg-options: {one_line(error)}') from error
+    if not isinstance(cfg.get('model'), Mapping):
+        raise UsageError(
+            f'CONFIG: {args.config}: model={cfg.get("model")!r}: expected a '
+            'dict'
+        )
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
@@ -206,39 +88,31 @@ def _configure(args: argparse.Namespace) -> Config:
     if 'compile' in cfg and cfg.model.get('type') == 'AdaMixer':
         # mmengine would compile the training step, and matching with it.
         cfg.model.compile = cfg.pop('compile')
+    errors.cfg = cfg
     return cfg
 
 
-def _restarts() -> int:
-    """How often torchrun has restarted this process; -1 without torchrun."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', -1))
+def build_runner(cfg: Config, errors: OneLineErrors) -> Runner:
+    """Build mmengine's runner; without a GPU, processes talk over gloo.
 
+    Args:
+        cfg: The config of the run.
+        errors: Learns when the first batch is done.
 
-def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
-    """Return the checkpoint to resume from, if any."""
-    folder = checkpoint_folder(cfg)
-    launched = Path(cfg.work_dir, '.launched')
-    if _restarts() == 0 and os.environ['RANK'] == '0':
-        launched.parent.mkdir(parents=True, exist_ok=True)
-        launched.touch()
-    elif _restarts() > 0 and launched.is_file():
-        # A worker died: resume from what this launch has written, or do once
-        # more as the command says.
-        since = launched.stat().st_mtime_ns
-        found = latest_checkpoint(folder, args.trust, since)
-        if found:
-            return found
-    if args.resume and args.resume != 'auto':
-        return args.resume
-    found = latest_checkpoint(folder, args.trust) if args.resume else None
-    if not found and not args.overwrite:
-        check_work_dir(folder)
-    return found
+    Returns:
+        The runner; it shows its log when all that it needs is built.
 
-
-def _build_runner(cfg: Config) -> Runner:
-    """Build mmengine's runner; without a GPU, processes talk over gloo."""
+    Raises:
+        UsageError: If the launcher does not fit.
+    """
     has_gpu = torch.cuda.is_available()
+    variable = LAUNCHED.get(cfg.launcher)
+    if variable and variable not in os.environ:
+        raise UsageError(
+            f'--launcher {cfg.launcher}: {variable} is not set; expected to '
+            'be started by that launcher, as tools/dist_*.sh and '
+            'tools/slurm_*.sh do'
+        )
     if cfg.launcher != 'none' and not has_gpu:
         if cfg.launcher != 'pytorch':
             raise UsageError(
@@ -246,45 +120,21 @@ def _build_runner(cfg: Config) -> Runner:
             )
         # mmengine's own start-up asks for a CUDA device.
         _join_processes('gloo')
-        if not cfg.get('model_wrapper_cfg'):
-            cfg.model_wrapper_cfg = ConfigDict(
-                type='MMDistributedDataParallel',
-                broadcast_buffers=False,
-                device_ids=None,
-            )
-    elif cfg.launcher == 'pytorch' and _restarts() > 0:
+        cfg.model_wrapper_cfg = _wrapper_on_cpu(cfg)
+    elif cfg.launcher == 'pytorch' and num_restarts() > 0:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_processes(cfg.env_cfg.dist_cfg.backend)
-    return _Runner.from_cfg(cfg)
+    runner = _QuietRunner.from_cfg(cfg)
+    runner.register_hook(_FirstBatch(errors), priority='LOWEST')
+    return runner
 
 
-class _Runner(Runner):
-    """mmengine's runner; a setting that the model refuses is the user's."""
-
-    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
-        """Build the model, or say in one line which setting is wrong."""
-        try:
-            return super().build_model(model)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f'CONFIG: model: {error}') from error
+def num_restarts() -> int:
+    """Return how often torchrun restarted this process; -1 without it."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', -1))
 
 
-def _join_processes(backend: str) -> None:
-    """Join the processes that torchrun started.
-
-    Its store outlives a restart, with the addresses of processes that died,
-    and who reads those waits for them: each start gets names of its own.
-    """
-    store, rank, size = next(rendezvous('env://'))
-    dist.init_process_group(
-        backend,
-        store=PrefixStore(f'start{_restarts()}', store),
-        rank=rank,
-        world_size=size,
-    )
-
-
-def _leave() -> None:
+def leave() -> None:
     """Leave the process group together, and end its threads.
 
     The group's threads end with its last reference, and the wrapped model,
@@ -297,8 +147,96 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _pretrained(cfg: Config) -> str:
-    """The weights that the config wants, for the error message."""
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
-    checkpoint = init_cfg.get('checkpoint', 'unknown')
-    return f'model.backbone.init_cfg.checkpoint={checkpoint!r}'
+def _wrapper_on_cpu(cfg: Config) -> ConfigDict:
+    """Return mmengine's settings for distributed models, without a device."""
+    wrapper = ConfigDict(
+        cfg.get('model_wrapper_cfg')
+        or {
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
+    )
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    if str(wrapper.type).endswith('DistributedDataParallel'):
+        wrapper.setdefault('device_ids', None)
+    return wrapper
+
+
+def _join_processes(backend: str) -> None:
+    """Join the processes that torchrun started.
+
+    Its store outlives a restart, with the addresses of processes that died,
+    and a process that reads those waits for them: each start gets names of
+    its own.
+    """
+    store, rank, size = next(rendezvous('env://'))
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f'start{num_restarts()}', store),
+        rank=rank,
+        world_size=size,
+    )
+
+
+class _QuietRunner(Runner):
+    """Keeps its log from the console until the first iteration.
+
+    What is wrong with the model, the data or the checkpoint is then all that
+    one sees. The log file has everything from the beginning.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build mmengine's logger, with a console that waits.
+
+        Args:
+            *args: As in mmengine.
+            **kwargs: As in mmengine.
+        """
+        logger = super().build_logger(*args, **kwargs)
+        self.held: list[logging.LogRecord] = []
+        self.console = [
+            handler
+            for handler in logger.handlers
+            if type(handler) is logging.StreamHandler
+        ]
+        for handler in self.console:
+            handler.addFilter(self._hold)
+        return logger
+
+    def _hold(self, record: logging.LogRecord) -> bool:
+        self.held.append(record)
+        return False
+
+    def show_log(self) -> None:
+        """Print what has been logged, and from now on print at once."""
+        for handler in self.console:
+            handler.removeFilter(self._hold)
+            for record in self.held:
+                handler.handle(record)
+        self.held = []
+
+
+class _FirstBatch(Hook):
+    """Shows the log when a run begins, and tells when it has proved to work.
+
+    That is when a second iteration begins: what comes after the first may
+    fail by a wrong setting too.
+
+    Args:
+        errors: What is told.
+    """
+
+    def __init__(self, errors: OneLineErrors) -> None:
+        self.errors = errors
+        self.iterations = 0
+
+    def before_train(self, runner: _QuietRunner) -> None:
+        runner.show_log()
+
+    before_test = before_train
+
+    def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        self.errors.first_batch_done = self.iterations > 0
+        self.iterations += 1
+
+    before_test_iter = before_train_iter

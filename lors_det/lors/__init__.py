@@ -4,13 +4,12 @@
 Pure torch: nothing here knows about detection.
 """
 
-from lors_det.lors.accounting import count_parameters
+from lors_det.lors.accounting import ParameterCount, count_parameters
 from lors_det.lors.config import MODES, StackConfig
 from lors_det.lors.factorise import factorise
 from lors_det.lors.fit import FitReport
 from lors_det.lors.fold import fold
 from lors_det.lors.lorsify import lorsify
-from lors_det.lors.report import report
 from lors_det.lors.stacks import (
     AdaptiveStack,
     StackedLayerNorm,
@@ -21,6 +20,7 @@ __all__ = [
     'MODES',
     'AdaptiveStack',
     'FitReport',
+    'ParameterCount',
     'StackConfig',
     'StackedLayerNorm',
     'StackedLinear',
@@ -28,5 +28,4 @@ __all__ = [
     'factorise',
     'fold',
     'lorsify',
-    'report',
 ]

@@ -1,39 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds how many parameters: shared, private, dense, or neither."""
+"""Count parameters: shared, private, dense and bias, stack by stack."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from lors_det.lors.stacks import Stack
+from lors_det.lors.stacks import AdaptiveStack, Stack, StackedLinear
+
+
+@dataclass(frozen=True)
+class StackCount:
+    """Numbers of parameters of one stack.
+
+    Args:
+        name: Name of the stack in the model.
+        mode: Its mode.
+        num_layers: Depth N.
+        shape: Sizes of one of its N weights.
+        shared: In the part that all layers use.
+        private: In low-rank factors and their generators.
+        dense: In matrices of the mode ``dense``.
+        bias: In biases, one for each layer.
+        dense_weights: What the N weights have in the mode ``dense``.
+    """
+
+    name: str
+    mode: str
+    num_layers: int
+    shape: tuple[int, ...]
+    shared: int
+    private: int
+    dense: int
+    bias: int
+    dense_weights: int
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters of a module.
+    """Numbers of parameters of a model; ``str`` of it is a Markdown table.
+
+    Its dense counterpart is the same model with all stacks in the mode
+    ``dense``.
 
     Args:
-        shared: In matrices that all layers of a stack use.
-        private: In low-rank factors and their generators.
-        dense: In matrices of stacks in the mode ``dense``.
-        other: Everything else: biases of stacks, norms, plain layers.
+        stacks: Counts of its stacks.
+        untouched: In everything that is no stack.
     """
 
-    shared: int
-    private: int
-    dense: int
-    other: int
+    stacks: tuple[StackCount, ...]
+    untouched: int
+
+    @property
+    def shared(self) -> int:
+        """In matrices that all layers of a stack use."""
+        return sum(stack.shared for stack in self.stacks)
+
+    @property
+    def private(self) -> int:
+        """In low-rank factors and their generators."""
+        return sum(stack.private for stack in self.stacks)
+
+    @property
+    def dense(self) -> int:
+        """In matrices of stacks in the mode ``dense``."""
+        return sum(stack.dense for stack in self.stacks)
+
+    @property
+    def other(self) -> int:
+        """Everything else: biases of stacks, norms, plain layers."""
+        return self.untouched + sum(stack.bias for stack in self.stacks)
 
     @property
     def total(self) -> int:
         """All parameters."""
         return self.shared + self.private + self.dense + self.other
 
+    @property
+    def dense_total(self) -> int:
+        """All parameters of the dense counterpart."""
+        return self.other + sum(stack.dense_weights for stack in self.stacks)
+
+    @property
+    def reduction(self) -> float:
+        """Saved share of the dense counterpart's parameters, up to 1."""
+        return 1 - self.total / self.dense_total if self.dense_total else 0.0
+
+    def __str__(self) -> str:
+        """Format as a Markdown table."""
+        head = (
+            'stack', 'mode', 'weights', 'dense counterpart', 'shared',
+            'private', 'dense', 'bias',
+        )  # fmt: skip
+        rows = [head, ('---',) * len(head)]
+        for s in self.stacks:
+            numbers = (s.dense_weights, s.shared, s.private, s.dense, s.bias)
+            weights = f'{s.num_layers} of {" x ".join(map(str, s.shape))}'
+            counts = (f'{number:,}' for number in numbers)
+            rows.append((s.name, s.mode, weights, *counts))
+        table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+        return (
+            f'{table}\n\nuntouched {self.untouched:,}; in all '
+            f'{self.total:,}, {100 * self.reduction:.1f} % fewer than the '
+            f'{self.dense_total:,} of the dense counterpart'
+        )
+
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Count parameters by their part in stacks; each tensor once.
+    """Count parameters by what they are for; each tensor once.
 
     Args:
         module: Any module; stacks are found at any depth.
@@ -41,12 +117,35 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     Returns:
         The counts, whose sum is the number of all parameters.
     """
+    stacks = tuple(
+        _count_stack(name, stack)
+        for name, stack in module.named_modules()
+        if isinstance(stack, Stack)
+    )
     total = sum(p.numel() for p in module.parameters())
-    counts = dict.fromkeys(('shared', 'private', 'dense'), 0)
-    for stack in module.modules():
-        if isinstance(stack, Stack):
-            for name, parameter in stack.named_parameters():
-                part = stack.part_of(name)
-                if part in counts:
-                    counts[part] += parameter.numel()
-    return ParameterCount(**counts, other=total - sum(counts.values()))
+    return ParameterCount(stacks, total - ParameterCount(stacks, 0).total)
+
+
+def _count_stack(name: str, stack: Stack) -> StackCount:
+    counts = dict.fromkeys(('shared', 'private', 'dense', 'other'), 0)
+    for parameter_name, parameter in stack.named_parameters():
+        counts[stack.part_of(parameter_name)] += parameter.numel()
+    if isinstance(stack, AdaptiveStack):
+        shape: tuple[int, ...] = (stack.num_groups, stack.rows, stack.cols)
+        # A linear layer, with a bias, generates them.
+        weight = math.prod(shape) * (stack.query_dim + 1)
+    else:
+        assert isinstance(stack, StackedLinear)
+        shape = (stack.out_features, stack.in_features)
+        weight = math.prod(shape)
+    return StackCount(
+        name,
+        stack.config.mode,
+        stack.num_layers,
+        shape,
+        counts['shared'],
+        counts['private'],
+        counts['dense'],
+        counts['other'],
+        stack.num_layers * weight,
+    )

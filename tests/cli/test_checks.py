@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from lors_det.cli.checks import check_dataset, check_work_dir
 from lors_det.errors import UsageError
-from lors_det.files import check_file, check_output
+from lors_det.files import check_output
 
 
 def config(root: Path, **changes: object) -> dict:
@@ -58,19 +57,6 @@ def test_datasets_inside_wrappers(tmp_path: Path) -> None:
 )
 def test_remote_files_are_left_to_their_backend(changes: dict) -> None:
     check_dataset(config(Path(), **changes), 'train')
-
-
-def test_file(tmp_path: Path) -> None:
-    path = tmp_path / 'a.pth'
-    for content, message in ((None, 'does not exist'), ('', 'is empty')):
-        if content is not None:
-            path.write_text(content)
-        text = re.escape(f'CHECKPOINT: {path} {message}')
-        with pytest.raises(UsageError, match=text):
-            check_file(str(path), 'CHECKPOINT')
-    path.write_text('x')
-    check_file(str(path), 'CHECKPOINT')
-    check_file('http://nowhere/a.pth', 'CHECKPOINT')
 
 
 def test_work_dir_and_outputs(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lors_det.errors import UsageError, launch
+from lors_det.cli import launch, train
+from lors_det.cli.arguments import train_parser
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.errors import UsageError
 
 
 def gloo_threads() -> set[str]:
@@ -37,26 +40,31 @@ def test_leaving_ends_the_threads_of_the_group(tmp_path: Path) -> None:
     wrapped.cycle = [wrapped]  # type: ignore[assignment]  # as in a runner
     assert gloo_threads() - others
     del wrapped
-    launch._leave()
+    launch.leave()
     assert not dist.is_initialized()
     assert not gloo_threads() - others
 
 
 def resume_from(work_dir: Path, **arguments: str | bool) -> str | None:
-    found = {'resume': None, 'overwrite': False} | arguments
-    return launch._resume_from(argparse.Namespace(**found), str(work_dir))
+    found = {'resume': None, 'overwrite': False, 'trust': False} | arguments
+    cfg = Config({'work_dir': str(work_dir)})
+    return train._resume_from(argparse.Namespace(**found), cfg)
 
 
-def test_where_a_run_goes_on(tmp_path: Path) -> None:
+def write_checkpoint(path: Path, iteration: int) -> None:
+    torch.save({'meta': {'epoch': 0, 'iter': iteration}}, path)
+
+
+def test_what_a_run_resumes_from(tmp_path: Path) -> None:
     assert resume_from(tmp_path) is None
     assert resume_from(tmp_path, resume='auto') is None
     path = tmp_path / 'iter_1.pth'
-    torch.save({}, path)
+    write_checkpoint(path, 1)
     assert resume_from(tmp_path, resume='auto') == str(path)
     assert resume_from(tmp_path, resume='a.pth') == 'a.pth'
-    assert resume_from(tmp_path, overwrite=True) is None
     with pytest.raises(UsageError, match='1 checkpoints of an earlier run'):
         resume_from(tmp_path)
+    assert resume_from(tmp_path, overwrite=True) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,7 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
         ({'resume': 'other.pth'}, 'other.pth'),
     ],
 )
-def test_where_a_restarted_worker_goes_on(
+def test_what_a_restarted_worker_resumes_from(
     arguments: dict[str, str | bool],
     first: str | None,
     tmp_path: Path,
@@ -80,7 +88,7 @@ def test_where_a_restarted_worker_goes_on(
         return found and Path(found).name
 
     earlier, later = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
-    torch.save({}, earlier)
+    write_checkpoint(earlier, 1)
     os.utime(earlier, (1, 1))
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
@@ -89,40 +97,48 @@ def test_where_a_restarted_worker_goes_on(
     assert name() == first
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     assert name() == first  # it died before it wrote a checkpoint
-    torch.save({}, later)
+    write_checkpoint(later, 2)
     assert name() == 'iter_2.pth'
 
 
-def test_a_full_disk_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also when it is the log that does not fit."""
-
-    class Runner:
-        def train(self) -> None:
-            raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(launch, '_build_runner', lambda cfg: Runner())
-    monkeypatch.chdir(Path(__file__).parents[2])
-    config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-    arguments = launch.common_parser('').parse_args(
-        [config, '--work-dir', str(tmp_path)]
-    )
-    vars(arguments).update(resume=None, amp=None, auto_scale_lr=False)
-    with pytest.raises(UsageError, match='No space left on device; the check'):
-        launch.train(arguments)
-
-
 def test_compile_is_given_to_the_model(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not to mmengine, which would compile the matching too."""
     monkeypatch.setattr(launch, 'install', lambda trust: None)
-    parser = launch.common_parser('')
     config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-    arguments = [config, '--cfg-options', 'compile.mode=max-autotune']
-    cfg = launch._configure(parser.parse_args(arguments))
+
+    def configure(*arguments: str) -> Config:
+        args = train_parser().parse_args([config, *arguments])
+        args.work_dir = str(tmp_path)
+        return launch.configure(args, OneLineErrors())
+
+    cfg = configure('--cfg-options', 'compile.mode=max-autotune')
     assert cfg.model.compile == {'mode': 'max-autotune'}
     assert 'compile' not in cfg
-    cfg = launch._configure(parser.parse_args([config]))
+    cfg = configure()
     assert 'compile' not in cfg.model
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({}, {'broadcast_buffers': False, 'find_unused_parameters': False}),
+        (
+            {'find_unused_parameters': True},
+            {'broadcast_buffers': False, 'find_unused_parameters': True},
+        ),
+        (
+            {'model_wrapper_cfg': {'static_graph': True}},
+            {'static_graph': True},
+        ),
+    ],
+)
+def test_settings_of_distributed_models_on_a_cpu(
+    given: dict, expected: dict
+) -> None:
+    """As mmengine reads them, without a device."""
+    found = launch._wrapper_on_cpu(Config(given))
+    assert found == {
+        'type': 'MMDistributedDataParallel', 'device_ids': None, **expected
+    }  # fmt: skip

@@ -2,220 +2,175 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
+from mmengine.config import Config
 
-from lors_det.cli.sweep import process
-from lors_det.cli.sweep.description import Sweep, read_sweep
-from lors_det.cli.sweep.plan import build_runs, list_runs
-from lors_det.cli.sweep.process import (
-    Ended,
-    execute,
-    last_line,
+from lors_det.cli.sweep import (
     lock_folder,
+    read_sweep,
+    run_sweep,
+    write_summary,
 )
-from lors_det.cli.sweep.results import (
-    mean_and_std,
-    plot_summary,
-    read_log,
-    summary_text,
-)
-from lors_det.cli.sweep.run import run_sweep
 from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / 'configs/demo/lors-adamixer_r18_coco-tiny.py')
+CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
 STEM = 'lors-adamixer_r18_coco-tiny'
-RANK = 'model.decoder.stacks.mixing_kernels.rank'
+STACKS = 'model.decoder.stacks'
+RANK = f'{STACKS}.mixing_kernels.rank'
+# Stands in for tools/train.py: leaves what it would leave. A file has one
+# word per start: what is to happen.
+FAKE = """
+import json, pathlib, sys, time
+assert sys.argv[2::2] == ['--work-dir', '--resume']
+work_dir = pathlib.Path(sys.argv[3])
+plan = work_dir.parents[1] / 'plan'
+words = plan.read_text().split()
+what = words.pop(0) if words else 'finish'
+plan.write_text(' '.join(words))
+with (work_dir.parent / 'starts').open('a') as file:
+    file.write(work_dir.name + '\\n')
+number = len((work_dir.parent / 'starts').read_text().split())
+if what == 'fail':
+    sys.exit('lots of words\\nno luck')
+if what == 'together':
+    (work_dir / 'here').touch()
+    for _ in range(200):
+        time.sleep(0.1)
+        if len(list(work_dir.parent.glob('*/here'))) == 2:
+            break
+    else:
+        sys.exit('alone')
+logs = work_dir / f'2026_{number}' / 'vis_data'
+logs.mkdir(parents=True)
+if what == 'nothing-left':
+    assert (work_dir / 'iter_2.pth').is_file()
+    sys.exit()  # mmengine writes no scalars then
+if what == 'resumed':
+    assert not (work_dir / 'iter_2.pth').exists()
+records = [{'iter': 1, 'time': 0.5}, {'iter': 2, 'time': 0.7}]
+for step in (1, 2):
+    (work_dir / f'iter_{step}.pth').touch()
+(work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_2.pth'))
+if what in ('finish', 'together', 'resumed'):
+    time_of_val = {'time': 9, 'data_time': 1, 'step': 2}
+    metrics = {'x/mAP': number / 10, 'x/mAP_s': -1}
+    records += [{'x/mAP': 0.8, 'x/mAP_s': 0, 'step': 1}, metrics | time_of_val]
+text = '\\n'.join(map(json.dumps, records))
+(logs / 'scalars.json').write_text(text + '\\n{"it' * (what == 'killed'))
+sys.exit(9 if what == 'killed' else 0)
+"""
 
 
-def described(tmp_path: Path, **changes: object) -> str:
-    """A sweep file with one config and two seeds, changed."""
-    path = tmp_path / 'sweep.yml'
-    content = {'configs': [CONFIG], 'seeds': [0, 1], **changes}
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+class Folder:
+    """A sweep file with one config and two seeds, and faked trainings."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.out = path, path / 'out'
+        (path / 'fake.py').write_text(FAKE)
+
+    def describe(self, **changes: Any) -> str:
+        file = self.path / 'sweep.yml'
+        command = ['python', str(self.path / 'fake.py')]
+        content = {'configs': [CONFIG], 'seeds': [0, 1], 'command': command}
+        file.write_text(yaml.safe_dump({**content, **changes}))
+        return str(file)
+
+    def sweep(
+        self, plan: str = '', arguments: Any = (), **changes: Any
+    ) -> int:
+        """Run the sweep; return how many trainings it started."""
+        args = {
+            'sweep': self.describe(**changes), 'work_dir': str(self.out),
+            'results': None, 'parallel': 1, 'keep_going': False,
+            'dry_run': False, **dict(arguments),
+        }  # fmt: skip
+        before = len(self.starts())
+        (self.path / 'plan').write_text(plan)
+        run_sweep(argparse.Namespace(**args))
+        return len(self.starts()) - before
+
+    def starts(self) -> list[str]:
+        file = self.out / 'starts'
+        return file.read_text().split() if file.is_file() else []
+
+    def rows(self) -> list[dict[str, str]]:
+        rows = pd.read_csv(self.out / 'results.csv', dtype=str)
+        return rows.to_dict('records')
 
 
-def ap(value: float) -> dict[str, float]:
-    """A validation's record."""
-    suffixes = ('', '_50', '_75', '_s', '_m', '_l')
-    return {f'x/bbox_mAP{suffix}': value for suffix in suffixes}
-
-
-class FakeTraining:
-    """Stands in for tools/train.py: leaves what it would leave.
-
-    `plan` has one word per start: what is to happen.
-    """
-
-    def __init__(self, *plan: str) -> None:
-        self.plan = list(plan)
-        self.commands: list[list[str]] = []
-
-    def __call__(
-        self, command: Sequence[str], output: Path, lock: int
-    ) -> Ended:
-        self.commands.append(list(command))
-        work_dir = output.parent
-        what = self.plan.pop(0) if self.plan else 'finish'
-        output.write_text('lots of words\nerror: no luck\n')
-        if what == 'fail':
-            return Ended(1, 0.0)
-        start = len(list(work_dir.glob('2026*')))
-        logs = work_dir / f'2026_{start}' / 'vis_data'
-        logs.mkdir(parents=True)
-        if what == 'nothing left':
-            return Ended(0, 11.0)  # mmengine logs nothing then
-        records: list[dict[str, float]] = [
-            {'iter': 2, 'time': 0.5, 'memory': 7}
-        ]
-        for step in (1, 2):
-            (work_dir / f'iter_{step}.pth').touch()
-        (work_dir / 'last_checkpoint').write_text('/moved/iter_2.pth')
-        if what == 'killed':
-            records.insert(0, ap(0.7))  # not the last validation
-        if what == 'finish':
-            records.append({**ap(0.1 * len(self.commands)), 'step': 0})
-        (logs / 'scalars.json').write_text(
-            '\n'.join(json.dumps(record) for record in records)
-        )
-        if what == 'killed':
-            raise KeyboardInterrupt
-        return Ended(0, 11.0)
-
-
-def sweep(
-    file: str, folder: Path, fake: FakeTraining, **arguments: bool
-) -> None:
-    """Run a sweep with faked trainings."""
-    args = argparse.Namespace(
-        sweep=file,
-        work_dir=str(folder),
-        **{'dry_run': False, 'keep_going': False, **arguments},
-    )
-    run_sweep(args, ROOT / 'tools', fake)
-
-
-@pytest.fixture(autouse=True)
-def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     monkeypatch.chdir(ROOT)
-
-
-def names(**changes: object) -> list[str]:
-    return [
-        run.name
-        for run in list_runs(
-            replace(Sweep(configs=[CONFIG], seeds=[0]), **changes)
-        )
-    ]
-
-
-def test_names() -> None:
-    assert names(seeds=[0, 7]) == [f'{STEM}_seed-0', f'{STEM}_seed-7']
-    assert names(grid={RANK: [2, 4], 'a.lr': [0.1]}) == [
-        f'{STEM}_rank-2_lr-0.1_seed-0',
-        f'{STEM}_rank-4_lr-0.1_seed-0',
-    ]
-    # Endings as long as it takes to tell them apart.
-    assert names(grid={'a.x.rank': [[1, 2]], 'a.y.rank': [None]}) == [
-        f'{STEM}_x-rank-1,2_y-rank-None_seed-0'
-    ]
-    assert names(configs=['a/x.py', 'b/x.py']) == ['a-x_seed-0', 'b-x_seed-0']
-    # More seeds and values change no name.
-    assert set(names(grid={'k': [1]})) < set(
-        names(grid={'k': [1, 2]}, seeds=[0, 1])
-    )
-    # Values that look alike, and values that no folder can be named by.
-    values = [2, [2], [[2]], '2,', 'a/b', 'a-b', 'a b', True, 'x' * 300]
-    many = names(grid={'k': values})
-    assert len(set(many)) == len(values)
-    assert all(re.fullmatch(r'[\w.,+-]{1,200}', name) for name in many)
-    with pytest.raises(UsageError, match=r'configs: .* is there twice'):
-        names(configs=['a b/x.py', 'a-b/x.py', 'c/x.py'])
-
-
-def test_reading(tmp_path: Path) -> None:
-    found = read_sweep(
-        described(
-            tmp_path,
-            grid={RANK: [2, [1, 2, 3]], 'optim_wrapper.lr': ['4e-4']},
-            options={'model.backbone.init_cfg': None},
-            arguments=['--amp'],
-            command=['srun', '-n1'],
-            gpus=8,
-        )
-    )
-    assert found.grid == {
-        RANK: [2, [1, 2, 3]],
-        'optim_wrapper.lr': [0.0004],  # for YAML, 4e-4 is a string
-    }
-    assert found.options == {'model.backbone.init_cfg': None}
-    assert found.arguments == ['--amp']
-    assert (found.command, found.gpus) == (['srun', '-n1'], 8)
+    return Folder(tmp_path)
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'config': []}, "config: no key of a sweep; known are ['configs', "),
-        ({'configs': []}, 'configs=[]: expected a list of files, at least'),
-        ({'configs': [CONFIG] * 2}, f'configs: {CONFIG} is there twice'),
-        ({'seeds': []}, 'seeds=[]: expected a list of integers, at least'),
+        ({'config': []}, "no key 'config'; the nearest is configs"),
+        ({'configs': []}, 'configs=[]: expected a list of files'),
+        ({'configs': [CONFIG] * 2}, f'two runs are called {STEM}_seed-0: '),
+        ({'configs': ['no.py']}, 'CONFIG: no.py does not exist'),
+        ({'seeds': None}, 'seeds=None: expected a list of integers'),
         ({'seeds': ['a']}, "seeds=['a']: expected a list of integers"),
-        ({'seeds': [True]}, 'seeds=[True]: expected a list of integers'),
-        ({'seeds': [1, 1]}, 'seeds: 1 is there twice'),
-        ({'seeds': 3}, 'seeds=3: expected a list of integers'),
         ({'grid': {RANK: 4}}, f'grid.{RANK}=4: expected a list of values'),
-        ({'grid': {RANK: []}}, f'grid.{RANK}=[]: expected a list of values'),
-        ({'grid': {RANK: [4, 4]}}, f'grid.{RANK}: 4 is there twice'),
-        ({'grid': [RANK]}, f"grid=['{RANK}']: expected a mapping"),
+        ({'grid': {RANK: [4, 4]}}, f'two runs are called {STEM}_rank-4_seed'),
+        ({'grid': [RANK]}, 'grid: expected settings by their key'),
         (
             {'grid': {RANK: [4]}, 'options': {RANK: 8}},
-            f'options.{RANK}: is in the grid already',
+            f'{RANK}: is in grid and in options',
         ),
         (
-            {'options': {'model': {'a': 1}}},
-            "options.model={'a': 1}: --cfg-options cannot express this",
+            {'options': {'randomness.seed': 1}},
+            'randomness.seed: name the seeds under seeds',
+        ),
+        ({'command': 'srun'}, "command='srun': expected a list of words"),
+        (
+            {'grid': {'model.num_querys': [1]}},
+            f'{CONFIG} sets no model.num_querys; the nearest is '
+            'model.num_queries',
         ),
         (
-            {'grid': {'a.b': ['x y']}},
-            "grid.a.b='x y': --cfg-options cannot express this value",
+            {'options': {f'{STACKS}.ffn.mod': 'lors'}},
+            f'{CONFIG} sets no {STACKS}.ffn.mod; the nearest is '
+            f'{STACKS}.ffn.mode',
         ),
-        ({'options': {'a': '(b,c'}}, 'options.a=(b,c: Imbalanced brackets'),
         (
-            {'grid': {'randomness.seed': [1]}},
-            'randomness.seed: give the seeds under seeds',
+            {'grid': {'param_scheduler.2.begin': [1]}},
+            f'{CONFIG} sets no param_scheduler.2.begin; the nearest is '
+            'param_scheduler.0.begin',
         ),
-        ({'gpus': 0}, 'gpus=0: expected an integer above 0'),
         (
-            {'arguments': ['--work-dir=x']},
-            'arguments: the sweep itself sets --work-dir=x',
+            {'grid': {f'{STACKS}.ffn.mode': ['dense', 'lor']}},
+            f'{CONFIG}, {STACKS}.ffn.mode=lor: ValueError: ',
         ),
-        ({'command': 'srun'}, "command='srun': expected a list of strings"),
+        (
+            {'options': {'train_dataloader.dataset.ann_file': 'no.json'}},
+            'train_dataloader.dataset.ann_file: demo/coco_tiny/no.json does '
+            'not exist',
+        ),
+        ({'options': {'val_cfg': None}}, f'{CONFIG}: val_cfg=None: nothing'),
     ],
 )
-def test_a_wrong_file(
-    changes: dict[str, object], message: str, tmp_path: Path
+def test_a_wrong_description_is_refused_before_training(
+    changes: dict[str, object], message: str, folder: Folder
 ) -> None:
     with pytest.raises(UsageError) as error:
-        read_sweep(described(tmp_path, **changes))
-    assert str(error.value).startswith(message)
+        folder.sweep(**changes)
+    assert str(error.value).removeprefix('SWEEP: ').startswith(message)
     assert '\n' not in str(error.value)
+    assert not folder.out.exists()
 
 
-def test_no_sweep_file(tmp_path: Path) -> None:
+def test_files_that_are_no_description(tmp_path: Path) -> None:
     path = tmp_path / 'sweep.yml'
     with pytest.raises(UsageError, match=r'^SWEEP: .* does not exist$'):
         read_sweep(str(path))
@@ -223,335 +178,162 @@ def test_no_sweep_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'^SWEEP: .* is no YAML: .*line 2'):
         read_sweep(str(path))
     path.write_text('- configs')
-    with pytest.raises(UsageError, match=r"keys out of .*, got \['configs'\]"):
+    with pytest.raises(UsageError, match=r'expected keys out of .*configs'):
         read_sweep(str(path))
 
 
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'configs': ['no.py']}, 'CONFIG: no.py does not exist'),
-        (
-            {'grid': {'model.decoder.num_stage': [1]}},
-            f'grid.model.decoder.num_stage: {CONFIG} sets no '
-            "model.decoder.num_stage; model.decoder has ['type', ",
-        ),
-        (
-            {'grid': {'modle.neck': [1]}},
-            f'grid.modle.neck: {CONFIG} sets no modle.neck; the config has [',
-        ),
-        (
-            {'options': {'model.decoder.num_stages.x': 1}},
-            f'options.model.decoder.num_stages.x: {CONFIG} sets no '
-            'model.decoder.num_stages.x; model.decoder.num_stages is 3;',
-        ),
-        (
-            {'grid': {'param_scheduler.2.begin': [1]}},
-            f'grid.param_scheduler.2.begin: {CONFIG} sets no '
-            "param_scheduler.2.begin; param_scheduler has ['0', '1'];",
-        ),
-        (
-            {'grid': {'model.decoder.stacks.fnn.mode': ['lors']}},
-            f'grid.model.decoder.stacks.fnn.mode: {CONFIG} sets no '
-            'model.decoder.stacks.fnn.mode; model.decoder.stacks has '
-            "['attention', ",
-        ),
-        (
-            {'grid': {'model.decoder.stacks.ffn.mod': ['lors']}},
-            f'grid.model.decoder.stacks.ffn.mod: {CONFIG} sets no '
-            'model.decoder.stacks.ffn.mod; model.decoder.stacks.ffn has '
-            "['mode', 'rank', 'num_param_groups']",
-        ),
-        (
-            {'grid': {'model.decoder.stacks.ffn.mode': ['dense', 'lor']}},
-            f'{CONFIG} with model.decoder.stacks.ffn.mode=lor does not '
-            'build: ValueError: ',
-        ),
-        (
-            {'options': {'train_dataloader.dataset.ann_file': 'no.json'}},
-            'train_dataloader.dataset.ann_file: demo/coco_tiny/no.json does '
-            'not exist; get COCO 2017 with',
-        ),
-        (
-            {'options': {'val_cfg': None}},
-            f'{CONFIG} with val_cfg=None: val_cfg is not set, and without',
-        ),
-    ],
-)
-def test_a_wrong_config_is_found_before_training(
-    changes: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    fake = FakeTraining()
-    with pytest.raises(UsageError) as error:
-        sweep(described(tmp_path, **changes), tmp_path / 'out', fake)
-    assert str(error.value).startswith(message)
-    assert '\n' not in str(error.value)
-    assert not fake.commands
-    assert not (tmp_path / 'out').exists()
-
-
-def test_building() -> None:
-    """Fields of stacks may be new; counts and settings are those changed."""
-    mode = 'model.decoder.stacks.ffn.mode'
-    description = Sweep(
-        configs=[CONFIG],
-        seeds=[0, 5],
-        grid={mode: ['dense', 'shared']},
-        options={'param_scheduler.0.end': 3},
+def test_what_a_run_is_trained_with(folder: Folder) -> None:
+    path = folder.path / 'sweep.yml'
+    folder.sweep(
+        seeds=[7],
+        grid={f'{STACKS}.mixing_kernels': [{'mode': 'dense', 'rank': 0}]},
+        options={'param_scheduler.0.end': 3, 'data_root': 'a b'},
     )
-    runs = build_runs(list_runs(description), description)
-    dense, _, shared, last = runs
-    assert dense.decoder_parameters is not None
-    assert shared.decoder_parameters is not None
-    # Of 3 stages' two matrices of 128 x 512, one stage's remain.
-    saved = 2 * 2 * 128 * 512
-    assert dense.decoder_parameters - shared.decoder_parameters == saved
-    assert dense.parameters - shared.parameters == saved
-    assert last.settings[mode] == 'shared'
-    assert last.settings['randomness.seed'] == 5
-    assert last.settings['param_scheduler'][0]['end'] == 3
+    name = f'{STEM}_mixing_kernels-mode-dense-rank-0_seed-7'
+    cfg = Config.fromfile(folder.out / f'{name}.py')
+    assert cfg.randomness.seed == 7
+    assert cfg.model.decoder.stacks.mixing_kernels.mode == 'dense'
+    assert cfg.param_scheduler[0].end == 3
+    assert cfg.data_root == 'a b'
+    assert cfg.train_pipeline == Config.fromfile(CONFIG).train_pipeline
+    path.write_text('{configs: [a], seeds: [0], options: {lr: 4e-4}}')
+    assert read_sweep(str(path)).options == {'lr': 4e-4}
 
 
-def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = described(
-        tmp_path, grid={RANK: [2]}, gpus=2, command=['srun', '-n1']
-    )
-    sweep(file, tmp_path / 'out', FakeTraining(), dry_run=True)
-    first, command = capsys.readouterr().out.splitlines()[:2]
-    name = f'{STEM}_rank-2_seed-0'
-    assert first == f'{name}: not started'
-    assert command.strip() == (
-        f'srun -n1 {ROOT}/tools/dist_train.sh {CONFIG} 2 '
-        f'--work-dir {tmp_path}/out/{name} --overwrite '
-        f'--cfg-options {RANK}=2 randomness.seed=0'
-    )
-    assert not (tmp_path / 'out').exists()
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / 'results.csv').open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_finished_runs_are_not_repeated(tmp_path: Path) -> None:
-    file = described(tmp_path, grid={RANK: [2, 4]})
-    out = tmp_path / 'out'
-    fake = FakeTraining('finish', 'killed')
-    with pytest.raises(KeyboardInterrupt):
-        sweep(file, out, fake)
-    assert len(rows(out)) == 1  # what it had is kept
-    fake = FakeTraining()
-    sweep(file, out, fake)
-    assert len(fake.commands) == 3
-    second = out / f'{STEM}_rank-2_seed-1'
-    assert f'--resume {second}/iter_2.pth' in ' '.join(fake.commands[0])
-    assert '--overwrite' in fake.commands[1]
-    assert '--resume' not in fake.commands[1]
-    found = rows(out)
-    assert [(row[RANK], row['seed']) for row in found] == [
+def test_finished_runs_are_not_repeated(folder: Folder) -> None:
+    grid = {RANK: [2, 4]}
+    failure = f'{STEM}_rank-2_seed-1 failed with exit status 9; all of its'
+    with pytest.raises(UsageError, match=failure):
+        folder.sweep('finish killed', grid=grid)
+    assert len(folder.rows()) == 1
+    assert folder.sweep(grid=grid) == 3
+    rows = folder.rows()
+    assert [(row[RANK], row['seed']) for row in rows] == [
         ('2', '0'), ('2', '1'), ('4', '0'), ('4', '1')
     ]  # fmt: skip
-    assert found[1]['bbox_mAP_s'] == '0.1'
-    assert found[1]['train_seconds'] == '1.0'
-    assert found[1]['memory_mib'] == '7'
-    assert found[1]['memory_of'] == 'gpu'
-    assert re.fullmatch(r'[0-9a-f]{40}(\+dirty)?|', found[1]['commit'])
-    assert int(found[0]['parameters']) > int(found[0]['decoder_parameters'])
-    assert (out / 'summary.md').read_text().count(f'| {CONFIG} |') == 2
-    for ending in ('png', 'svg'):
-        assert (out / f'summary.{ending}').stat().st_size > 1000
-    # Once more: nothing to do.
-    fake = FakeTraining()
-    sweep(file, out, fake)
-    assert not fake.commands
+    assert [row['run'] for row in rows] == [
+        folder.starts()[i] for i in (0, 2, 3, 4)
+    ]
+    second = rows[1]
+    assert (second['mAP'], second['mAP_s'], second['best']) == (
+        '0.3', '-1', '0.8',
+    )  # fmt: skip
+    assert (second['schedule'], second['seconds_per_step']) == (
+        '1000 iterations', '0.6',
+    )  # fmt: skip
+    assert int(rows[2]['parameters']) > int(second['parameters'])
+    assert folder.sweep(grid=grid) == 0
+    # Seeds, values and configs can be added.
+    assert folder.sweep(grid={RANK: [2, 4, 8]}, seeds=[0, 1, 2]) == 5
+    assert len(folder.rows()) == 9
+    # So can keys.
+    assert folder.sweep(grid={f'{STACKS}.ffn.mode': ['shared']}) == 2
+    header = (folder.out / 'results.csv').read_text()
+    assert header.startswith(f'run,config,{RANK},{STACKS}.ffn.mode,seed,')
 
 
-def test_killed_between_the_last_checkpoint_and_its_validation(
-    tmp_path: Path,
+def test_killed_between_the_last_checkpoint_and_its_evaluation(
+    folder: Folder,
 ) -> None:
-    file = described(tmp_path, seeds=[0])
-    out = tmp_path / 'out'
-    with pytest.raises(KeyboardInterrupt):
-        sweep(file, out, FakeTraining('killed'))
-    fake = FakeTraining('nothing left', 'finish')
-    sweep(file, out, fake)
-    resumed = [' '.join(command) for command in fake.commands]
-    assert 'iter_2.pth' in resumed[0]
-    assert 'iter_1.pth' in resumed[1]
-    assert rows(out)[0]['bbox_mAP'] == '0.2'
+    with pytest.raises(UsageError, match='exit status 9'):
+        folder.sweep('killed', seeds=[0])
+    assert folder.sweep('nothing-left resumed', seeds=[0]) == 2
+    assert folder.rows()[0]['mAP'] == '0.3'
+    with pytest.raises(UsageError, match='seed-1 did not evaluate'):
+        folder.sweep('unevaluated unevaluated', seeds=[0, 1])
 
 
-def test_a_failing_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file, out = described(tmp_path), tmp_path / 'out'
+def test_a_failing_run(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.out / f'{STEM}_seed-0' / 'output.log'
     message = (
-        f'{STEM}_seed-0 failed (exit status 1): error: no luck (all of it: '
-        f'{out}/{STEM}_seed-0/output.log)'
+        f'{STEM}_seed-0 failed with exit status 1; all of its output: {output}'
     )
-    fake = FakeTraining('fail')
     with pytest.raises(UsageError) as error:
-        sweep(file, out, fake)
+        folder.sweep('fail')
     assert str(error.value) == message
-    assert len(fake.commands) == 1
-    fake = FakeTraining('fail')
+    assert 'lots of words\nno luck\n' in capsys.readouterr().out
     with pytest.raises(UsageError) as error:
-        sweep(file, out, fake, keep_going=True)
+        folder.sweep('fail', {'keep_going': True})
     assert str(error.value) == f'1 of 2 runs failed: {STEM}_seed-0'
     assert message in capsys.readouterr().out
-    assert [row['seed'] for row in rows(out)] == ['1']
-    assert '1 of 2 runs are finished' in (out / 'summary.md').read_text()
+    assert [row['seed'] for row in folder.rows()] == ['1']
+    assert (folder.out / 'results.md').is_file()
 
 
-def test_other_settings_under_the_same_name(tmp_path: Path) -> None:
-    out = tmp_path / 'out'
-    sweep(described(tmp_path, seeds=[0]), out, FakeTraining())
-    changed = described(tmp_path, seeds=[0], options={RANK: 5})
-    folder = out / f'{STEM}_seed-0'
-    with pytest.raises(UsageError) as error:
-        sweep(changed, out, FakeTraining())
-    assert str(error.value) == (
-        f'{folder}/result.json: trained with other settings: {RANK} was 8, '
-        'is 5; name another --work-dir, or remove the folder to train anew'
-    )
-    # The same for one that is not finished.
-    (folder / 'result.json').unlink()
-    with pytest.raises(UsageError, match=r'run.json: trained with other'):
-        sweep(changed, out, FakeTraining())
-    (folder / 'run.json').write_text('{')
-    with pytest.raises(UsageError, match=r'run.json is no JSON'):
-        sweep(changed, out, FakeTraining())
-    (folder / 'run.json').unlink()
-    with pytest.raises(UsageError, match=r'holds checkpoints, but no run'):
-        sweep(changed, out, FakeTraining())
+def test_two_runs_at_a_time(folder: Folder) -> None:
+    folder.sweep('together together', {'parallel': 2})
+    assert [row['seed'] for row in folder.rows()] == ['0', '1']
 
 
-def test_one_sweep_per_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, 'LOCK_PATIENCE', 0)
-    with lock_folder(tmp_path / 'out'):
+def test_other_settings_are_refused(folder: Folder) -> None:
+    folder.sweep(seeds=[0])
+    message = rf'^{STEM}_seed-0 was trained with other settings \(.*{{}}\): '
+    with pytest.raises(UsageError, match=message.format('results.csv')):
+        folder.sweep(seeds=[0], options={RANK: 5})
+    (folder.out / 'results.csv').unlink()
+    with pytest.raises(UsageError, match=message.format('seed-0')):
+        folder.sweep(seeds=[0], options={RANK: 5})
+    assert folder.sweep(seeds=[0]) == 1
+
+
+def test_one_sweep_per_folder(folder: Folder) -> None:
+    wait = [sys.executable, '-c', 'input()']
+    with lock_folder(folder.out) as lock:
+        run = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
+    try:  # the sweep has ended, but not its run
         with pytest.raises(UsageError, match=r'is at work there$'):
-            sweep(described(tmp_path), tmp_path / 'out', FakeTraining())
-    sweep(described(tmp_path), tmp_path / 'out', FakeTraining())
+            folder.sweep()
+    finally:
+        run.communicate(b'\n')
+    assert folder.sweep() == 2
 
 
-def test_executing(tmp_path: Path) -> None:
-    output = tmp_path / 'output.log'
-    code = 'x = bytearray(2**26); print("ValueError: no"); exit(3)'
-    with lock_folder(tmp_path) as lock:
-        ended = execute([sys.executable, '-c', code], output, lock)
-    assert ended.code == 3
-    assert 64 < ended.peak_mib < 10_000
-    assert last_line(output) == 'ValueError: no'
-    output.write_text('error: one\nruntime.Error: two\n=====\nend\n')
-    assert last_line(output) == 'runtime.Error: two'
-    output.write_text('')
-    assert last_line(output) == 'it printed nothing'
-
-
-@pytest.mark.parametrize(
-    'number',
-    # Only Linux tells a child that its parent was killed.
-    [signal.SIGTERM, *[signal.SIGKILL] * (sys.platform == 'linux')],
-)
-def test_a_run_ends_with_its_sweep(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    output = tmp_path / 'output.log'
-    script = (
-        'import sys\n'
-        'from pathlib import Path\n'
-        'from lors_det.cli.sweep.process import *\n'
-        'child = "import time; print(1, flush=True); time.sleep(60)"\n'
-        'with lock_folder(Path(sys.argv[1]).parent) as lock:\n'
-        '    with sigterm_interrupts():\n'
-        '        execute([sys.executable, "-c", child],\n'
-        '                Path(sys.argv[1]), lock)\n'
+def test_dry_run(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ['srun', '-n1', 'python', 'tools/train.py']
+    folder.sweep(arguments={'dry_run': True}, command=command, seeds=[3])
+    run = folder.out / f'{STEM}_seed-3'
+    assert capsys.readouterr().out == (
+        f'{run.name}: srun -n1 {sys.executable} tools/train.py {run}.py '
+        f'--work-dir {run} --resume\n'
     )
-    process = subprocess.Popen(
-        [sys.executable, '-c', script, str(output)], stderr=subprocess.DEVNULL
-    )
-    while not output.is_file() or not output.read_text().strip():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(30) != 0
-    # The lock is free when the run, which inherited it, is gone.
-    with lock_folder(tmp_path):
-        pass
+    assert not folder.out.exists()
 
 
-def test_mean_and_std() -> None:
-    assert mean_and_std([1, 2, 6]) == (3, pytest.approx(7**0.5))
-    assert mean_and_std([1, None]) == (1, None)
-    assert mean_and_std([None]) == (None, None)
-
-
-def row(rank: int, value: float | None) -> dict[str, object]:
-    scores = {name.split('/')[1]: v for name, v in ap(value or 0).items()}
-    return {
-        **scores, 'bbox_mAP': value, 'bbox_mAP_s': -1.0, 'config': 'a/c.py',
-        'rank': rank, 'decoder_parameters': 1_500_000, 'parameters': 2e6,
-        'train_seconds': 12.4, 'memory_mib': 100 * rank,
-    }  # fmt: skip
-
-
-def test_summary() -> None:
-    table = summary_text(
-        [row(1, 0.41), row(2, 0.5), row(1, 0.43), row(3, None)], ['rank'], 6
-    ).splitlines()
-    assert table[2].startswith('4 of 6 runs are finished.')
-    header, _, first, second, third = table[6:]
-    assert header == (
-        '| config | rank | runs | AP | AP_50 | AP_75 | AP_s | AP_m | AP_l | '
-        'decoder (M) | model (M) | training (s) | memory (MiB) |'
-    )
-    score = '42.00 ± 1.41'
-    assert first == (
-        f'| a/c.py | 1 | 2 | {score} | {score} | {score} |  | {score} | '
-        f'{score} | 1.50 | 2.00 | 12 ± 0 | 100 |'
-    )
-    assert second.startswith('| a/c.py | 2 | 1 | 50.00 | 50.00 |')
-    assert third.startswith('| a/c.py | 3 | 1 |  | 0.00 |')
-
-
-def test_plot(tmp_path: Path) -> None:
-    runs = [row(1, 0.41), row(1, 0.43), row(2, 0.5), row(3, None)]
-    png, svg = plot_summary(runs, ['rank'], tmp_path / 'summary')
-    assert png.read_bytes().startswith(b'\x89PNG')
-    text = svg.read_text()
-    assert 'c, rank=1' in text
-    assert 'c, rank=2' in text
-    assert 'c, rank=3' not in text
-    plot_summary(runs, ['rank'], tmp_path / 'again')
-    assert (tmp_path / 'again.svg').read_text() == text
-    plot_summary([row(3, None)], ['rank'], tmp_path / 'none')
-    assert 'no run with an AP' in (tmp_path / 'none.svg').read_text()
-
-
-def test_logs_of_an_interrupted_run(tmp_path: Path) -> None:
-    """Steps count once, the last validation counts, half a line does not."""
-    lines = {
-        '20260101_000000': [
-            {'iter': 10, 'time': 2.0, 'memory': 5},
-            {'iter': 20, 'time': 3.0, 'memory': 9},
-            {**ap(0.3), 'step': 1},
-        ],
-        '20260101_000001': [
-            {'iter': 20, 'time': 1.0, 'memory': 8},
-            {**ap(0.4), 'step': 1},
-            {**ap(-1), 'bbox_mAP': 0.5, 'step': 2},
-        ],
-    }
-    for start, records in lines.items():
-        file = tmp_path / start / 'vis_data' / 'scalars.json'
-        file.parent.mkdir(parents=True)
-        file.write_text('\n'.join(map(json.dumps, records)) + '\n{"it')
-    log = read_log(tmp_path)
-    assert log.validated
-    assert log.seconds == 30
-    assert log.gpu_mib == 9
-    assert log.average_precision['bbox_mAP_75'] == -1
-    nothing = read_log(tmp_path / 'nothing')
-    assert not nothing.validated
-    assert nothing.seconds is nothing.gpu_mib is None
-    assert set(nothing.average_precision.values()) == {None}
+def test_table_and_plot_from_the_rows(folder: Folder) -> None:
+    values = {1: [0.41, 0.43, 0.45], 2: [0.42, 0.46], 3: [0.5]}
+    file = folder.path / 'rank.csv'
+    pd.DataFrame(
+        [
+            {
+                'run': f'{rank}-{seed}', 'config': 'a/c.py', 'rank': rank,
+                'seed': seed, 'settings': 'x', 'commit': '1e5',
+                'schedule': '1 epochs', 'parameters': 1000 * rank,
+                'seconds_per_step': 0.25, 'best': 0.5, 'mAP': value,
+                'mAP_s': -1 if rank < 3 else None,
+            }
+            for rank, column in values.items()
+            for seed, value in enumerate(column)
+        ]
+    ).to_csv(file, index=False)  # fmt: skip
+    run_sweep(argparse.Namespace(sweep=str(file)))
+    lines = file.with_suffix('.md').read_text().splitlines()
+    table = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[:5]]
+    assert table[0] == [
+        'rank', 'runs', 'mAP', 'mAP_s', 'best', 'change (95 %)', 'parameters',
+        's per step',
+    ]  # fmt: skip
+    # For two pairs Student's quantile is 12.706, and 0.01 the mean's error.
+    score, ends = ['-1 ± 0', '0.5 ± 0'], ['1,000', '2,000', '3,000']
+    assert table[2:] == [
+        ['1', '3', '0.43 ± 0.02', *score, '0 ± 0', ends[0], '0.25'],
+        ['2', '2', '0.44 ± 0.028', *score, '0.02 ± 0.13', ends[1], '0.25'],
+        ['3', '1', '0.5', '', '0.5', '0.09', ends[2], '0.25'],
+    ]
+    plot = file.with_suffix('.svg').read_bytes()
+    write_summary(file)
+    assert file.with_suffix('.svg').read_bytes() == plot
+    file.write_text('a,b\n1,2\n')
+    with pytest.raises(UsageError, match=r"rank.csv has no column 'run'"):
+        write_summary(file)

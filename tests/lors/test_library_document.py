@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lors_det.lors import StackedLinear, report
+from lors_det.lors import StackedLinear, count_parameters
 
 DOCUMENT = Path(__file__).parents[2] / 'docs/lors_library.md'
 
@@ -19,7 +19,7 @@ def test_the_examples_run() -> None:
     assert len(code) == 2
     names: dict[str, object] = {}
     exec(code[0], names)
-    counted = report(names['model'])
+    counted = count_parameters(names['model'])
     assert (
         f'{counted.total:,} parameters\ninstead of {counted.dense_total:,}'
         in text

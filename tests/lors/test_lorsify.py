@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from lors_det.lors import MODES, StackedLinear, fold, lorsify, report
+from lors_det.lors import MODES, StackedLinear, count_parameters, fold, lorsify
 
 FULL = {'mode': 'lors', 'rank': 8}
 SMALL = {'mode': 'lors', 'rank': 2}
@@ -277,7 +277,7 @@ def test_patterns() -> None:
     two.encoder, two.decoder = Model(), Model()
     weights = {'attn.in_proj_weight': SMALL, r're:conv\d': SMALL}
     model = lorsify(two, {'*.layers': weights})
-    names = [row.name for row in report(model).stacks]
+    names = [row.name for row in count_parameters(model).stacks]
     assert names == [
         f'{part}.layers_stacks.{weight}'
         for part in ('encoder', 'decoder')
@@ -313,11 +313,11 @@ def test_frozen_weights_make_a_frozen_stack() -> None:
 def test_report() -> None:
     model = lorsify(dense(), {'layers': {'fc': SMALL}})
     before = sum(p.numel() for p in dense().parameters())
-    found = report(model)
+    found = count_parameters(model)
     (row,) = found.stacks
     assert row.name == 'layers_stacks.fc-weight'
     assert (row.mode, row.shape) == ('lors', (8, 8))
-    assert (row.shared, row.private, row.equivalent) == (64, 3 * 32, 192)
+    assert (row.shared, row.private, row.dense_weights) == (64, 3 * 32, 192)
     assert found.total == sum(p.numel() for p in model.parameters())
     assert (found.dense_total, found.untouched) == (before, before - 192)
     assert f'| {row.name} | lors | 3 of 8 x 8 | 192 |' in str(found)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -15,74 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-# A detector and a schedule that take seconds.
-SMALL = [
-    'model.num_queries=8',
-    'model.backbone.base_channels=8',
-    'model.backbone.stem_channels=8',
-    'model.neck.in_channels=[8,16,32,64]',
-    'model.neck.out_channels=32',
-    'model.decoder.embed_dims=32',
-    'model.decoder.feedforward_channels=16',
-    'model.decoder.in_points=4',
-    'model.decoder.out_points=4',
-    'model.decoder.stacks.mixing_kernels.rank=2',
-    'train_dataloader.batch_size=2',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
-    'train_cfg.max_iters=4',
-    'train_cfg.val_interval=4',
-    'default_hooks.checkpoint.interval=2',
-    'default_hooks.logger.interval=1',
-]
-
-
-def run(*command: str | Path, expect: int = 0, **env: str) -> str:
-    """Run a command from the repository's root; its output."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**os.environ, 'PYTHON': sys.executable, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == expect, result.stdout[-4000:]
-    return result.stdout
-
-
-def run_here(*command: str | Path) -> None:
-    """Run a tool in this process, to see what it raises."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, 'argv', [str(part) for part in command])
-        runpy.run_path(str(command[0]), run_name='__main__')
+from helpers.command_lines import CONFIG, ROOT, SMALL, run, run_here, small_run
 
 
 def run_train(
     *arguments: str | Path, options: tuple = (), **kwargs: int
 ) -> str:
-    return run(
-        sys.executable, 'tools/train.py', CONFIG, *arguments,
-        '--cfg-options', *SMALL, *options, **kwargs,
-    )  # fmt: skip
-
-
-def run_test(
-    *arguments: str | Path, options: tuple = (), **kwargs: int
-) -> str:
-    return run(
-        sys.executable, 'tools/test.py', CONFIG, *arguments,
-        '--cfg-options', *SMALL, *options, **kwargs,
-    )  # fmt: skip
+    command = small_run('train', *arguments, options=options)
+    return run(sys.executable, *command, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +89,7 @@ def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
     message = f'--out {out}: is there already; name another, or add --overwr'
     with pytest.raises(SystemExit, match=re.escape(message)):
         run_here('tools/test.py', CONFIG, *arguments)
-    output = run_test(*arguments, '--overwrite')
+    output = run(sys.executable, *small_run('test', *arguments, '--overwrite'))
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in output
     detections = pickle.loads(out.read_bytes())
     assert len(detections) == len(list(show.glob('*.jpg'))) == 19
@@ -168,7 +107,11 @@ def wait_for(path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """Train, lose a process and test by the shell launchers, on gloo."""
-    options = ('train_cfg.max_iters=20', 'train_cfg.val_interval=20')
+    options = (
+        'train_cfg.max_iters=20',
+        'train_cfg.val_interval=20',
+        'find_unused_parameters=True',
+    )
     with subprocess.Popen(
         [
             'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
@@ -205,15 +148,13 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_inferencer(trained: tuple[Path, str], tmp_path: Path) -> None:
     """mmdet's own inference on an image file, from a config and weights."""
     from mmdet.apis import DetInferencer
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
+
+    from lors_det.cli.arguments import parse_value
 
     cfg = Config.fromfile(ROOT / CONFIG)
-    cfg.merge_from_dict(
-        {
-            key: DictAction._parse_iterable(value)
-            for key, value in (option.split('=') for option in SMALL)
-        }
-    )
+    options = (option.split('=') for option in SMALL)
+    cfg.merge_from_dict({key: parse_value(value) for key, value in options})
     config = tmp_path / 'config.py'
     cfg.dump(config)
     inferencer = DetInferencer(
@@ -246,89 +187,32 @@ def test_a_checkpoint_of_another_depth_or_rank(
             "3 layers; the model was built with mode 'dense', 2 layers",
         ),
     ):
+        arguments = (checkpoint, '--work-dir', trained[0] / 'other')
         with pytest.raises(SystemExit, match=re.escape(message)):
-            run_here(
-                'tools/test.py', CONFIG, checkpoint,
-                '--work-dir', trained[0] / 'other',
-                '--cfg-options', *SMALL, *options,
-            )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ('command', 'message'),
-    [
-        (
-            ['tools/train.py', 'configs/lors/lors-adamixer_r50_1x_coco.py'],
-            'error: train_dataloader.dataset.ann_file: data/coco/annotations/'
-            'instances_train2017.json does not exist; get COCO 2017 with ',
-        ),
-        (
-            ['tools/train.py', 'configs/none.py'],
-            'error: CONFIG: configs/none.py does not exist',
-        ),
-        (
-            ['tools/test.py', CONFIG, 'none.pth'],
-            'error: CHECKPOINT: none.pth does not exist',
-        ),
-        (
-            ['tools/test.py', CONFIG, 'lors_det/py.typed'],
-            'error: CHECKPOINT: lors_det/py.typed is empty',
-        ),
-        (
-            ['tools/train.py', CONFIG, '--resume', 'none.pth'],
-            'error: --resume: none.pth does not exist',
-        ),
-        (
-            [
-                'tools/train.py', CONFIG, '--work-dir', '{tmp}',
-                '--cfg-options', *SMALL,
-                'model.backbone.init_cfg._delete_=True',
-                'model.backbone.init_cfg.type=Pretrained',
-                # nobody listens there
-                'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/r18.pth',
-            ],
-            'error: cannot download pretrained weights ([Errno 111] '
-            'Connection refused): model.backbone.init_cfg.checkpoint='
-            "'http://127.0.0.1:9/r18.pth'; where there is no network,",
-        ),
-        (
-            [
-                'tools/train.py', CONFIG, '--work-dir', '{tmp}',
-                '--cfg-options', *SMALL,
-                'model.decoder.stacks.mixing_kernels.rank=1000',
-            ],
-            'error: CONFIG: model: decoder.stacks.mixing_kernels.rank=1000: '
-            'expected values from 0 to 4',
-        ),
-        (
-            [
-                'tools/train.py', CONFIG,
-                '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
-            ],
-            "error: --cfg-options: init_cfg={'type': 'Pretrained'} in child",
-        ),
-        (
-            ['tools/model_report.py', 'configs/none.py'],
-            'error: CONFIG: configs/none.py does not exist',
-        ),
-    ],
-)  # fmt: skip
-def test_one_clear_line(
-    command: list[str],
-    message: str,
-    tmp_path: Path,
-) -> None:
-    command = [part.replace('{tmp}', str(tmp_path)) for part in command]
-    with pytest.raises(SystemExit) as exit_info:
-        run_here(*command)
-    assert str(exit_info.value).startswith(message)
+            run_here(*small_run('test', *arguments, options=options))
 
 
 @pytest.mark.slow
-def test_an_error_is_one_line_and_a_status() -> None:
-    output = run(sys.executable, 'tools/train.py', 'none.py', expect=1)
+def test_the_error_is_the_last_line_of_a_launcher(tmp_path: Path) -> None:
+    _, config, *options = small_run('train', options=('model.num_queries=0',))
+    output = run(
+        'tools/dist_train.sh', config, '1', '--work-dir', tmp_path, *options,
+        expect=1, PORT='29513', MAX_RESTARTS='0',
+    )  # fmt: skip
+    line = 'CONFIG: model.num_queries=0: expected an integer of at least 1'
+    assert output.splitlines()[-1].startswith(f'error: process 0: {line}')
     assert 'Traceback' not in output
-    assert output.splitlines()[-1] == 'error: CONFIG: none.py does not exist'
+
+
+def test_help_and_wrong_options_need_no_torch() -> None:
+    check = (
+        'import runpy, sys\n'
+        'try: runpy.run_path("tools/train.py", run_name="__main__")\n'
+        'except SystemExit: print(*sys.modules)\n'
+    )
+    output = run(sys.executable, '-c', check, '--help')
+    assert '--cfg-options' in output
+    assert not {'torch', 'mmengine'} & set(output.split())
 
 
 @pytest.mark.slow
@@ -336,6 +220,7 @@ def test_an_earlier_run_is_not_overwritten(trained: tuple[Path, str]) -> None:
     work_dir = trained[0]
     before = (work_dir / 'iter_4.pth').stat().st_mtime_ns
     output = run_train('--work-dir', work_dir, expect=1)
+    assert 'Traceback' not in output
     assert output.splitlines()[-1].startswith(
         f'error: {work_dir} holds 2 checkpoints of an earlier run (iter_4.pth)'
     )

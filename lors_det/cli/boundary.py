@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rule for all commands: what fails at the start ends in one line.
+
+No component has to check its settings for it: the traceback of an error shows
+which part of the config was being built or run. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from textwrap import shorten
+from types import FrameType, TracebackType
+from typing import Any
+from urllib.error import URLError
+
+from lors_det.errors import UsageError
+
+PathInConfig = tuple[str, ...]
+
+#: Settings that methods of mmengine's runner read without building anything.
+READ_BY_RUNNER = {
+    'build_logger': 'log_level',
+    'setup_env': 'env_cfg',
+    'set_randomness': 'randomness',
+    'wrap_model': 'model_wrapper_cfg',
+    'scale_lr': 'auto_scale_lr',
+    '_check_scheduler_cfg': 'param_scheduler',
+}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+UNKNOWN_TYPE = r'is not in the .+ registry|^Failed to get '
+
+
+class OneLineErrors:
+    """Turn errors inside of a ``with`` block into one line and exit status 1.
+
+    Until the first batch is done, every error counts as a mistake in the
+    command or its config: the line is ``error: CONFIG: key.path=value:
+    reason``, and the traceback goes to ``error.log`` in the work directory.
+    Later errors keep their traceback, but `UsageError`, a full disk and Ctrl-C
+    end in one line at any time.
+
+    Attributes:
+        cfg: The config of the run, once it is read.
+        loop: ``train`` or ``test``: whose settings are named first.
+        first_batch_done: Whether the settings have proved to work.
+        show_traceback: Whether to print the traceback too.
+    """
+
+    def __init__(self) -> None:
+        self.cfg: Any = {}
+        self.loop = 'train'
+        self.first_batch_done = False
+        self.show_traceback = False
+
+    def __enter__(self) -> OneLineErrors:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise ``SystemExit`` with the line that describes the error.
+
+        Args:
+            kind: Class of the error.
+            error: The error, if there is one.
+            trace: Its traceback.
+        """
+        resume = self._how_to_resume()
+        if isinstance(error, KeyboardInterrupt):
+            print(f'\ninterrupted; {resume}', file=sys.stderr)
+            raise SystemExit(130) from None
+        if not isinstance(error, Exception):
+            return
+        text = ''.join(traceback.format_exception(error))
+        if isinstance(error, UsageError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.errno in NO_SPACE:
+            folder = self.cfg.get('work_dir') or error.filename
+            line = f'{folder}: {error.strerror}: make room; {resume}'
+        elif self.first_batch_done:
+            return
+        else:
+            line = self._describe(error) + self._log(text)
+        if self.show_traceback:
+            sys.stderr.write(text)
+        if 'TORCHELASTIC_ERROR_FILE' in os.environ:
+            from torch.distributed.elastic.multiprocessing import errors
+
+            errors.get_error_handler().record_exception(UsageError(line))
+        raise SystemExit(f'error: {line}') from None
+
+    def _describe(self, error: Exception) -> str:
+        """Name the setting that is wrong, if there is a config yet."""
+        if not self.cfg:
+            return one_line(error)
+        from mmengine.runner import Runner  # late: --help needs no torch
+
+        taken = inspect.signature(Runner.__init__).parameters
+        keys = [key for key in self.cfg if key in taken]
+        keys.sort(key=lambda key: not key.startswith(self.loop))
+        try:
+            return _describe(error, {key: self.cfg[key] for key in keys})
+        except Exception:  # must not hide the error that is described
+            return f'CONFIG: {one_line(error)}'
+
+    def _how_to_resume(self) -> str:
+        folder = self.cfg.get('work_dir')
+        if not folder or not any(Path(folder).glob('*.pth')):
+            return 'no checkpoint was written'
+        return (
+            'the same command with --resume continues from the last '
+            f'checkpoint in {folder}'
+        )
+
+    def _log(self, text: str) -> str:
+        """Append a traceback to the log; return where it can be read."""
+        path = Path(self.cfg.get('work_dir') or '/no/work_dir', 'error.log')
+        try:
+            with path.open('a', encoding='utf-8') as file:
+                file.write(text)
+        except OSError:
+            return ' (--traceback shows where)'
+        return f' (traceback: {path})'
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line.
+
+    Args:
+        error: The error.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f'{error.filename}: {error.strerror}'
+    if 'Original Traceback' in text:  # of a data loader's worker
+        text = text.strip().splitlines()[-1]
+    text = re.sub(r' in <\S+ object at 0x\w+>$', '', text)  # by mmengine
+    if not text:  # as of a bare assertion: show the line itself
+        text = traceback.extract_tb(error.__traceback__)[-1].line or ''
+    if ' ' not in text:
+        text = f'{type(error).__name__}: {text}'
+    return shorten(text, 400)
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Say which names are right, as the end of a message.
+
+    Args:
+        name: A name that is wrong.
+        names: Those that would be right.
+    """
+    names = sorted({*names} - {'self', 'args', 'kwargs'})
+    close = difflib.get_close_matches(name, names, 1)
+    if close:
+        return f'; did you mean {close[0]!r}?'
+    return f'; expected one of {names}' if 0 < len(names) <= 20 else ''
+
+
+def _describe(error: Exception, settings: dict[str, Any]) -> str:
+    """Name the setting that an error is about."""
+    frames = list(_frames(error))
+    path = _part_in_use(frames, settings)
+    node = _get(settings, path)
+    text = one_line(error)
+    if isinstance(node, Mapping):  # some messages begin with the class
+        text = text.removeprefix(f'{node.get("type")}.')
+    keyed = re.match(r'(?:model\.)?((\w+)[\w.]*)=', text)
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if keyed:  # the message names its key: complete the path
+        while path and keyed[2] not in _names(_get(settings, path)):
+            path = path[:-1]
+        return f'CONFIG: {".".join((*path, ""))}{text[keyed.start(1) :]}'
+    if unexpected and unexpected[1] in _names(node):
+        path = (*path, unexpected[1])
+        taken = _arguments(_local(frames, 'obj_cls'))
+        text = f'unknown key{suggest(path[-1], taken)}'
+    elif re.search(UNKNOWN_TYPE, text) and 'type' in _names(node):
+        path = (*path, 'type')
+        text = _unknown_type(str(node['type']), frames)
+    elif isinstance(error, URLError):
+        path = _file_in_use(frames, settings)
+        text = _not_downloaded(error, '.'.join(path))
+    elif isinstance(error, OSError) and error.filename:
+        path = _file_in_use(frames, settings, error.filename) or path
+    else:
+        path = _key_in_text(text, path, settings)
+    if not path:
+        return f'CONFIG: {text}'
+    value = shorten(repr(_get(settings, path)), 100)
+    return f'CONFIG: {".".join(path)}={value}: {text}'
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """Yield the frames that failed, of the first cause and innermost first."""
+    if error.__cause__:
+        yield from _frames(error.__cause__)
+    found = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    yield from reversed(found)
+
+
+def _local(frames: Iterable[FrameType], name: str) -> Any:
+    """Return the innermost local variable of a name."""
+    return next((f.f_locals[name] for f in frames if name in f.f_locals), None)
+
+
+def _arguments(built: Any) -> set[str]:
+    """Return the names that a class or function takes."""
+    makers = [each.__init__ for each in getattr(built, '__mro__', ())]
+    makers = makers or ([built] if callable(built) else [])
+    return {name for f in makers for name in inspect.signature(f).parameters}
+
+
+def _names(node: Any) -> set[str]:
+    return set(node) if isinstance(node, Mapping) else set()
+
+
+def _get(node: Any, path: PathInConfig) -> Any:
+    """Return what the config has at a path; None if nothing."""
+    return dict(_walk(node)).get(path)
+
+
+def _walk(
+    node: Any, path: PathInConfig = ()
+) -> Iterator[tuple[PathInConfig, Any]]:
+    """Yield all entries of the config with their paths, outer ones first."""
+    yield path, node
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        entries = node.items()
+    elif isinstance(node, (list, tuple)):
+        entries = enumerate(node)
+    for name, value in entries:
+        yield from _walk(value, (*path, str(name)))
+
+
+def _part_in_use(
+    frames: list[FrameType], settings: dict[str, Any]
+) -> PathInConfig:
+    """Find the part of the config that was being built, or else used.
+
+    Functions that build a part have its config as an argument.
+    """
+    if any(frame.f_code.co_name == 'load_or_resume' for frame in frames):
+        return ('load_from',)
+    for frame in frames:
+        code = frame.f_code
+        if 'mmengine' in code.co_filename and code.co_name in READ_BY_RUNNER:
+            return (READ_BY_RUNNER[code.co_name],)
+        if code.co_name.lstrip('_').startswith('build'):
+            for name in code.co_varnames[: code.co_argcount]:
+                path = _most_similar(frame.f_locals.get(name), settings)
+                if path:
+                    return path
+    for frame in frames:
+        # mmengine drops the traceback of some errors of hooks.
+        user = frame.f_locals.get('hook', frame.f_locals.get('self'))
+        for path, node in _walk(settings):
+            if _names(node) and node.get('type') == type(user).__name__:
+                # A loop runs what fails: it is seldom to blame.
+                is_loop = path[0].endswith('_cfg')
+                return () if is_loop and frame is not frames[0] else path
+    return ()
+
+
+def _most_similar(wanted: Any, settings: dict[str, Any]) -> PathInConfig:
+    """Find the entry that a config was copied from.
+
+    mmengine completes its copies: of the entries with the same type, the one
+    with the most values in common is taken.
+    """
+    if not isinstance(wanted, Mapping):
+        return ()
+    best: tuple[int, PathInConfig] = (-1, ())
+    for path, node in _walk(settings):
+        if not isinstance(node, Mapping) or not path:
+            continue
+        if node == wanted:
+            return path
+        if 'type' in wanted and node.get('type') == wanted['type']:
+            same = sum(wanted.get(key) == node[key] for key in node)
+            best = max(best, (same, path), key=lambda each: each[0])
+    return best[1]
+
+
+def _file_in_use(
+    frames: list[FrameType], settings: dict[str, Any], name: Any = None
+) -> PathInConfig:
+    """Find the setting that names the file that was being read."""
+    names = [name] if name else []
+    for frame in frames:
+        names += [frame.f_locals.get(key) for key in ('filename', 'url')]
+    wanted = {os.path.abspath(each) for each in names if type(each) is str}
+    for path, value in _walk(settings):
+        if isinstance(value, str) and os.path.abspath(value) in wanted:
+            return path
+    return ()
+
+
+def _key_in_text(
+    text: str, path: PathInConfig, settings: dict[str, Any]
+) -> PathInConfig:
+    """Complete a path by the key that a message speaks of, if it does."""
+    words = set(re.findall(r'\w+', text))
+    node = _get(settings, path) if path else None
+    entries = dict(node) if isinstance(node, Mapping) else {}
+    entries.pop('type', None)
+    for key in entries:
+        if key in words:
+            return (*path, key)
+    for key, value in entries.items():
+        shown = re.escape(repr(value))
+        if value not in (None, True, False) and (
+            re.search(rf'(?<![\w.]){shown}(?![\w.])', text)
+            or (isinstance(value, str) and "'str'" in text)  # a wrong type
+        ):
+            return (*path, key)
+    if not path or path[0].endswith('_hooks'):  # they check other settings
+        for found, _ in _walk(settings):
+            if found and found[-1] in words and '_' in found[-1]:
+                return found
+    return path
+
+
+def _not_downloaded(error: URLError, key: str) -> str:
+    """Say what to do where there is no network."""
+    text = (
+        f'cannot be downloaded ({error.reason}); where there is no network, '
+        f'fetch the file elsewhere and give its path with --cfg-options '
+        f'{key}=PATH'
+    )
+    if key.endswith('init_cfg.checkpoint'):
+        random = key.removesuffix('.checkpoint')
+        text += f', or train from random weights with {random}=None'
+    return text
+
+
+def _unknown_type(name: str, frames: list[FrameType]) -> str:
+    """Say why a registry does not have a class."""
+    package = name.split('.')[0]
+    if '.' in name and package not in sys.modules:
+        return f'the package {package!r} is not installed'
+    registry, names = _local(frames, 'registry'), set()
+    kind = registry.name
+    while registry is not None:  # an empty one is false
+        names |= set(registry.module_dict)
+        registry = registry.parent
+    return f'no {kind} of this name{suggest(name, names)}'

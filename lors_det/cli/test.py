@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test a detector: what tools/test.py does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmdet.evaluation import DumpDetResults
+
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.checks import check_dataset, check_evaluator
+from lors_det.cli.launch import build_runner, configure, leave
+from lors_det.errors import UsageError
+from lors_det.files import check_file, check_output
+
+
+def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
+    """Test as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/test.py.
+        errors: What turns errors into lines.
+
+    Raises:
+        UsageError: If a setting is wrong, a file is missing, or something
+            would be overwritten.
+    """
+    errors.loop = 'test'
+    cfg = configure(args, errors)
+    check_file(args.checkpoint, 'CHECKPOINT')
+    check_dataset(cfg, 'test')
+    check_evaluator(cfg, 'test')
+    for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
+        if path and not args.overwrite:
+            check_output(path, option)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {args.out}: expected a name ending in .pkl')
+    cfg.load_from = args.checkpoint
+    if args.show_dir:
+        if 'visualization' not in cfg.default_hooks:
+            raise UsageError('--show-dir: the model of this config draws none')
+        # An absolute path, or the hook puts it below the run's time stamp.
+        cfg.default_hooks.visualization.update(
+            draw=True, test_out_dir=str(Path(args.show_dir).resolve())
+        )
+    runner = build_runner(cfg, errors)
+    if args.out:
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out)
+        )
+    runner.test()
+    del runner
+    leave()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a detector: what tools/train.py does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.checks import (
+    check_clipping,
+    check_dataset,
+    check_evaluator,
+    check_work_dir,
+)
+from lors_det.cli.launch import (
+    build_runner,
+    configure,
+    leave,
+    num_restarts,
+)
+from lors_det.errors import UsageError
+from lors_det.files import check_file
+from lors_det.hooks.checkpoint import (
+    checkpoint_folder,
+    latest_checkpoint,
+    set_aside_checkpoints,
+)
+
+
+def train(
+    args: argparse.Namespace, errors: OneLineErrors | None = None
+) -> None:
+    """Train as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/train.py.
+        errors: What turns errors into lines, if anything does.
+
+    Raises:
+        UsageError: If a setting is wrong, a file is missing, or something
+            would be overwritten.
+    """
+    errors = errors or OneLineErrors()
+    cfg = configure(args, errors)
+    _change_by_flags(cfg, args)
+    resume_from = _resume_from(args, cfg)
+    if resume_from:
+        cfg.resume, cfg.load_from = True, resume_from
+    check_clipping(cfg)
+    check_dataset(cfg, 'train')
+    check_dataset(cfg, 'val')
+    check_evaluator(cfg, 'val')
+    if cfg.get('load_from'):
+        check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
+    if not resume_from and os.environ.get('RANK', '0') == '0':
+        set_aside_checkpoints(
+            checkpoint_folder(cfg), needed=cfg.get('load_from')
+        )
+    runner = build_runner(cfg, errors)
+    runner.train()
+    del runner
+    leave()
+
+
+def _change_by_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Change the config by ``--amp`` and ``--auto-scale-lr``."""
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU, and torch finds none')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
+        # bfloat16 has float32's range: no loss scaling.
+        scale = 'dynamic' if args.amp == 'float16' else 1.0
+        cfg.optim_wrapper.setdefault('loss_scale', scale)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(
+                '--auto-scale-lr: the config has no '
+                'auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+
+
+def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
+    """Return the checkpoint to resume from, if any."""
+    folder = checkpoint_folder(cfg)
+    launched = Path(cfg.work_dir, '.launched')
+    if num_restarts() == 0 and os.environ['RANK'] == '0':
+        launched.parent.mkdir(parents=True, exist_ok=True)
+        launched.touch()
+    elif num_restarts() > 0 and launched.is_file():
+        # A worker died: resume from what this launch has written, or do once
+        # more as the command says.
+        since = launched.stat().st_mtime_ns
+        found = latest_checkpoint(folder, args.trust, since)
+        if found:
+            return found
+    if args.resume and args.resume != 'auto':
+        return str(args.resume)
+    found = latest_checkpoint(folder, args.trust) if args.resume else None
+    if not found and not args.overwrite:
+        check_work_dir(folder)
+    return found
