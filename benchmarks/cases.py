@@ -102,7 +102,7 @@ class Case:
         Args:
             model: See `Variant`.
         """
-        lors = decoder_settings('lors-adamixer_r50.py')
+        lors = decoder_settings('../../lors/lors-adamixer_r50_1x_coco.py')
         kernels = lors['stacks']['mixing_kernels']
         kernels['rank'] = self.rank
         if self.num_param_groups is not None:

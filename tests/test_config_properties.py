@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from lors_det.adamixer import AdaMixerDecoder, SharedNormMapper
-from lors_det.adamixer.decoder import STACKS
-from lors_det.adamixer.mixing import RECOMPUTE
+from lors_det.adamixer import AdaMixerDecoder
+from lors_det.adamixer.settings import STACKS
 from lors_det.lors import MODES
 
 SCHEDULES = ('rising', 'falling')
@@ -46,306 +45,144 @@ class Shrink(torch.nn.Module):
         return [F.avg_pool2d(images, s)[:, [0] * c] for s, c in self.levels]
 
 
-def decoder_config(**changes: Any) -> dict[str, Any]:
-    config = {
-        'num_classes': 3,
-        'num_stages': 2,
-        'embed_dims': 16,
-        'num_heads': 2,
-        'num_groups': 2,
-        'in_points': 2,
-        'out_points': 3,
-        'feedforward_channels': 8,
-        'strides': [8, 16],
-    }
-    return {**config, **changes}
-
-
-def neck_config(**changes: Any) -> dict[str, Any]:
-    config = {'in_channels': [1, 2], 'out_channels': 16, 'num_norm_groups': 4}
-    return {**config, **changes}
-
-
 def detector_config(**changes: Any) -> dict[str, Any]:
     config = {
         'type': 'AdaMixer',
         'num_queries': 3,
         'data_preprocessor': {'type': 'DetDataPreprocessor'},
         'backbone': {'type': 'Shrink', 'strides': [8, 16], 'channels': [1, 2]},
-        'neck': {'type': 'SharedNormMapper', **neck_config()},
-        'decoder': {'type': 'AdaMixerDecoder', **decoder_config()},
-        'criterion': criterion_config(),
+        'neck': {
+            'type': 'SharedNormMapper',
+            'in_channels': [1, 2],
+            'out_channels': 16,
+            'num_norm_groups': 4,
+        },
+        'decoder': {
+            'type': 'AdaMixerDecoder',
+            'num_classes': 3,
+            'num_stages': 2,
+            'embed_dims': 16,
+            'num_heads': 2,
+            'num_groups': 2,
+            'in_points': 2,
+            'out_points': 3,
+            'feedforward_channels': 8,
+            'strides': [8, 16],
+        },
+        'criterion': {'type': 'SetCriterion', **criterion_config()},
     }
     return {**config, **changes}
 
 
-# Wrong values: whole numbers of numpy are no integers to a config either.
+# Wrong values. Whole numbers of numpy are no integers to a config either.
 
 HUGE = 10**15  # more than can be allocated: checked before it is tried
-not_integers = st.one_of(
-    st.text(max_size=3),
-    st.floats(),
-    st.none(),
-    st.booleans(),
-    st.sampled_from([[], [1], [1, 1, 1], [[1, 1], [1, 1]], {}]),
-    st.integers(1, 3).map(np.int64),
-)
+NOT_COUNTS = [
+    '', '3', 1.5, math.nan, None, True, [], [1], [[1, 1], [1, 1]], {},
+    np.int64(3), -1,
+]  # fmt: skip
+NOT_SIZES = [*NOT_COUNTS, 0]
+NOT_LISTS = [v for v in NOT_SIZES if not isinstance(v, list)] + [[]]
+NOT_DICTS = [v for v in NOT_SIZES if v not in (None, {})]
+NOT_FLAGS = [v for v in NOT_SIZES if v is not True]
+NOT_WEIGHTS = ['1', None, True, [1.0], -0.1, math.nan, math.inf]
+LOSSES = ('loss_cls', 'loss_bbox', 'loss_iou')
 
 
-def not_sizes(lowest: int = 1) -> st.SearchStrategy[Any]:
-    return not_integers | st.integers(max_value=lowest - 1)
-
-
-def no(*allowed: object) -> Callable[[object], bool]:
-    """Whether a value is none of these, type and all."""
-    return lambda value: all(
-        type(value) is not type(other) or value != other for other in allowed
-    )
-
-
-def entries(wrong: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def per_stage(wrong: list[Any]) -> list[Any]:
     """A wrong value, a list that holds one, a list for another depth."""
-    return st.one_of(
-        wrong,
-        wrong.map(lambda v: [1, v]),
-        st.integers(0, 4).filter(no(2)).map(lambda n: [1] * n),
-    )
+    return [*wrong, *([1, value] for value in wrong), [], [1], [1, 1, 1]]
 
 
-def a_list_with(wrong: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """No list, an empty one, or one that holds a wrong value."""
-    return st.one_of(
-        wrong.filter(lambda v: not isinstance(v, list)),
-        st.just([]),
-        wrong.map(lambda v: [4, v]),
-    )
+#: By the name of the setting, as messages have it.
+WRONG: dict[str, list[Any]] = {
+    'num_queries': NOT_SIZES,
+    'test_cfg': [*NOT_DICTS, {'max_per_im': 5}],
+    'test_cfg.max_per_img': NOT_SIZES,
+    'model.compile': [
+        *(v for v in NOT_DICTS if v is not True), {'mode': 'fastest'},
+        {'mode': 3}, {'mode': 'default', 'options': {}}, {'backend': 'none'},
+        {'dynamic': 'yes'}, {'options': 3}, {'options': {'fast': 1}},
+        {'fast': True}, {1: 2},
+    ],
+    'backbone': NOT_SIZES,
+    'neck': NOT_SIZES,
+    'neck.in_channels': NOT_LISTS,
+    'neck.in_channels[1]': NOT_SIZES,
+    'neck.out_channels': [*NOT_SIZES, 1, 6, 4321],
+    'neck.num_norm_groups': [*NOT_SIZES, 3, 17, HUGE],
+    'decoder': NOT_SIZES,
+    'decoder.num_classes': NOT_SIZES,
+    'decoder.num_stages': NOT_SIZES,
+    'decoder.embed_dims': [*NOT_SIZES, 1, 12, 99],
+    'decoder.num_heads': [*NOT_SIZES, 3, 17, HUGE],
+    'decoder.num_groups': [*NOT_SIZES, 3, 17, HUGE],
+    'decoder.in_points': NOT_SIZES,
+    'decoder.out_points': NOT_SIZES,
+    'decoder.feedforward_channels': NOT_SIZES,
+    'decoder.num_cls_fcs': NOT_COUNTS,
+    'decoder.num_reg_fcs': NOT_COUNTS,
+    'decoder.strides': NOT_LISTS,
+    'decoder.strides[1]': NOT_SIZES,
+    'decoder.with_cp': [*NOT_FLAGS, 1],
+    'decoder.stacks': NOT_DICTS,
+    'criterion': NOT_SIZES,
+    'criterion.assigner.match_costs[1].weight': NOT_WEIGHTS,
+}  # fmt: skip
+for _step in STACKS:
+    # Also in a mode that has no use for them: another is one option away.
+    WRONG |= {
+        f'decoder.stacks.{_step}': [
+            *NOT_DICTS, {'ranks': 1}, {'mode': 'lors', 'r': 1}, {1: 2},
+        ],
+        f'decoder.stacks.{_step}.mode': [*NOT_SIZES, 'LORS'],
+        f'decoder.stacks.{_step}.rank': per_stage([*NOT_COUNTS, 17, HUGE]),
+        f'decoder.stacks.{_step}.num_param_groups': per_stage(NOT_SIZES),
+    }  # fmt: skip
+for _part in ('assigner', *LOSSES):
+    WRONG |= {
+        f'criterion.{_part}': NOT_SIZES,
+        f'criterion.{_part}.type': [*NOT_SIZES, 'L3Loss'],
+        f'criterion.{_part}.gama': NOT_SIZES,
+    }
+for _part in LOSSES:
+    WRONG[f'criterion.{_part}.loss_weight'] = NOT_WEIGHTS
+for _part in ('backbone', 'neck', 'decoder', 'criterion'):
+    WRONG |= {f'{_part}.embed_dim': [8], f'{_part}.type': ['Missing']}
 
 
-DECODER = {
-    'num_classes': not_sizes(),
-    'num_stages': not_sizes(),
-    'embed_dims': not_sizes() | st.integers(1, 99).filter(lambda v: v % 8),
-    'num_heads': not_sizes() | st.sampled_from([3, 17, HUGE]),
-    'num_groups': not_sizes() | st.sampled_from([3, 17, HUGE]),
-    'in_points': not_sizes(),
-    'out_points': not_sizes(),
-    'feedforward_channels': not_sizes(),
-    'num_cls_fcs': not_sizes(0),
-    'num_reg_fcs': not_sizes(0),
-    'strides': a_list_with(not_sizes()),
-    'stacks': not_sizes().filter(no(None, {})),
-    'recompute': not_sizes().filter(no(*RECOMPUTE)),
-    'fused_mixing': not_sizes().filter(no(True, False)) | st.just(1),
-}
-STACK = {
-    'mode': not_sizes().filter(no(*MODES)) | st.just('LORS'),
-    'rank': entries(not_sizes(0) | st.sampled_from([17, HUGE])),
-    'num_param_groups': entries(not_sizes().filter(no(*SCHEDULES))),
-}
-NECK = {
-    'in_channels': a_list_with(not_sizes()),
-    'out_channels': not_sizes() | st.sampled_from([1, 6, 4321]),
-    'num_norm_groups': not_sizes() | st.sampled_from([3, 17, HUGE]),
-}
-
-
-def assert_refused(make: Callable[[], object], key: str, value: Any) -> None:
+@pytest.mark.parametrize('key', WRONG)
+def test_wrong_value(key: str) -> None:
     """One line: the key as a config has it, the value, what is right."""
-    with pytest.raises((TypeError, ValueError)) as caught:
-        make()
-    text = str(caught.value)
-    assert f'{key}={value!r}' in text
-    assert 'expected' in text or 'is not divisible by' in text
-    assert '\n' not in text
+    *parents, last = (
+        int(name) if name.isdigit() else name
+        for name in re.findall(r'\w+', key.removeprefix('model.'))
+    )
+    for value in WRONG[key]:
+        config = detector_config()
+        place: Any = config
+        for name in parents:
+            if isinstance(place, dict):
+                place.setdefault(name, {})
+            place = place[name]
+        place[last] = value
+        with pytest.raises((TypeError, ValueError)) as caught:
+            build(config)
+        text = str(caught.value)
+        assert f'{key}={value!r}' in text
+        assert 'expected' in text or 'is not divisible by' in text
+        assert '\n' not in text
 
 
-@pytest.mark.parametrize('name', DECODER)
-@examples(12)
-@given(st.data())
-def test_wrong_decoder(name: str, data: st.DataObject) -> None:
-    value = data.draw(DECODER[name])
-    config = decoder_config(**{name: value})
-    key = f'decoder.{name}'
-    if name == 'strides' and isinstance(value, list) and value:
-        key, value = f'{key}[1]', value[1]
-    assert_refused(lambda: AdaMixerDecoder(**config), key, value)
-
-
-@pytest.mark.parametrize('field', STACK)
-@examples(30)
-@given(st.data(), st.sampled_from(STACKS), st.sampled_from(list(MODES)))
-def test_wrong_stack(
-    field: str, data: st.DataObject, step: str, mode: str
-) -> None:
-    """Of any step; rank and terms also in the modes that have no use for
-    them, as another mode is one option away.
-    """
-    value = data.draw(STACK[field])
-    stack = {'mode': mode, 'rank': 1, field: value}
-    config = decoder_config(stacks={step: stack})
-    key = f'decoder.stacks.{step}.{field}'
-    assert_refused(lambda: AdaMixerDecoder(**config), key, value)
-
-
-@examples(20)
-@given(
-    st.sampled_from(STACKS),
-    not_sizes().filter(no(None, {}))
-    | st.sampled_from([{'ranks': 1}, {'mode': 'lors', 'r': 1}, {1: 2}]),
-)
-def test_step_that_is_no_stack(step: str, value: object) -> None:
-    config = decoder_config(stacks={step: value})
-    key = f'decoder.stacks.{step}'
-    assert_refused(lambda: AdaMixerDecoder(**config), key, value)
-
-
-@examples(10)
-@given(st.text(max_size=5).filter(no(*STACKS)))
+@pytest.mark.parametrize('name', ['', 'mixing', 'FFN'])
 def test_unknown_step(name: str) -> None:
     for stacks in ({name: {}}, {name: {}, 'ffn': None, 3: None}):
+        config = detector_config()
+        config['decoder']['stacks'] = stacks
         with pytest.raises(ValueError, match=r'decoder\.stacks has') as caught:
-            AdaMixerDecoder(**decoder_config(stacks=stacks))
+            build(config)
         assert repr(name) in str(caught.value)
         assert f'expected keys out of {list(STACKS)}' in str(caught.value)
-
-
-@pytest.mark.parametrize('name', NECK)
-@examples(20)
-@given(st.data())
-def test_wrong_neck(name: str, data: st.DataObject) -> None:
-    value = data.draw(NECK[name])
-    config = neck_config(**{name: value})
-    key = f'neck.{name}'
-    if name == 'in_channels' and isinstance(value, list) and value:
-        key, value = f'{key}[1]', value[1]
-    assert_refused(lambda: SharedNormMapper(**config), key, value)
-
-
-not_weights = st.one_of(
-    st.text(max_size=3),
-    st.none(),
-    st.booleans(),
-    st.just([1.0]),
-    st.floats(max_value=-0.1),
-    st.sampled_from([float('nan'), float('inf')]),
-)
-
-
-@pytest.mark.parametrize('what', ['part', 'type', 'key', 'weight'])
-@pytest.mark.parametrize(
-    'name', ['loss_cls', 'loss_bbox', 'loss_iou', 'assigner']
-)
-@examples(6)
-@given(data=st.data())
-def test_wrong_criterion(name: str, what: str, data: st.DataObject) -> None:
-    """A part that is no dict, no class, has an unknown key, or a weight that
-    is none.
-    """
-    criterion = {'type': 'SetCriterion', **criterion_config()}
-    part, key = criterion[name], f'criterion.{name}'
-    if what == 'part':
-        value = criterion[name] = data.draw(not_sizes())
-    elif what == 'type':
-        value = part['type'] = data.draw(not_sizes() | st.just('L3Loss'))
-        key += '.type'
-    elif what == 'key':
-        value = part['gama'] = data.draw(not_sizes())
-        key += '.gama'
-    elif name == 'assigner':
-        value = part['match_costs'][1]['weight'] = data.draw(not_weights)
-        key += '.match_costs[1].weight'
-    else:
-        value = part['loss_weight'] = data.draw(not_weights)
-        key += '.loss_weight'
-    config = detector_config(criterion=criterion)
-    assert_refused(lambda: build(config), key, value)
-
-
-@pytest.mark.parametrize(
-    ('name', 'config'),
-    [
-        ('loss_cls', {'type': 'FocalLoss', 'use_sigmoid': False}),
-        ('loss_cls', {'type': 'FocalLoss', 'gamma': 'two'}),
-        ('loss_cls', {'type': 'FocalLoss', 'alpha': float('nan')}),
-        ('loss_cls', {'type': 'L1Loss', 'reduction': 'none'}),
-        ('loss_bbox', {'type': 'L1Loss', 'reduction': 'sum'}),
-        ('loss_iou', {'type': 'GIoULoss', 'eps': '1'}),
-        ('assigner', {'type': 'HungarianAssigner', 'match_costs': []}),
-        ('assigner', {'type': 'MaxIoUAssigner', 'pos_iou_thr': 0.5,
-                      'neg_iou_thr': 0.5}),
-    ],
-)  # fmt: skip
-def test_losses_and_matcher_that_cannot_work(
-    name: str, config: dict[str, Any]
-) -> None:
-    """Found when the model is built, not by the first batch."""
-    criterion = {**criterion_config(), name: config}
-    with pytest.raises(ValueError, match=f'criterion.{name}=') as caught:
-        build(detector_config(criterion=criterion))
-    assert repr(config) in str(caught.value)
-
-
-DETECTOR = {
-    'num_queries': not_sizes(),
-    'test_cfg': not_sizes().filter(no(None, {})) | st.just({'max_per_im': 5}),
-    'compile': not_sizes().filter(no(True, False, {})),
-    'backbone': not_sizes(),
-    'neck': not_sizes(),
-    'decoder': not_sizes(),
-    'criterion': not_sizes(),
-}
-
-
-@pytest.mark.parametrize('name', DETECTOR)
-@examples(10)
-@given(st.data())
-def test_wrong_detector(name: str, data: st.DataObject) -> None:
-    value = data.draw(DETECTOR[name])
-    config = detector_config(**{name: value})
-    key = 'model.compile' if name == 'compile' else name
-    assert_refused(lambda: build(config), key, value)
-
-
-@examples(12)
-@given(not_sizes())
-def test_wrong_number_of_detections(value: object) -> None:
-    config = detector_config(test_cfg={'max_per_img': value})
-    assert_refused(lambda: build(config), 'test_cfg.max_per_img', value)
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        {'mode': 'fastest'},
-        {'mode': 3},
-        {'mode': 'default', 'options': {}},
-        {'backend': 'none'},
-        {'dynamic': 'yes'},
-        {'options': 3},
-        {'options': {'fast': 1}},
-        {'fast': True},
-        {1: 2},
-    ],
-    ids=str,
-)
-def test_wrong_options_of_compile(options: dict[Any, Any]) -> None:
-    config = detector_config(compile=options)
-    assert_refused(lambda: build(config), 'model.compile', options)
-
-
-@pytest.mark.parametrize('name', ['backend', 'fullgraph', 'disable'])
-def test_options_that_torch_does_not_check(name: str) -> None:
-    config = detector_config(compile={name: 3})
-    assert_refused(lambda: build(config), f'model.compile.{name}', 3)
-
-
-@pytest.mark.parametrize('part', ['backbone', 'neck', 'decoder', 'criterion'])
-def test_unknown_type_or_key_of_a_part(part: str) -> None:
-    config = detector_config()
-    config[part] = {**config[part], 'embed_dim': 8}
-    assert_refused(lambda: build(config), f'{part}.embed_dim', 8)
-    config[part] = {'type': 'Missing'}
-    assert_refused(lambda: build(config), f'{part}.type', 'Missing')
 
 
 def test_part_without_what_it_needs() -> None:
@@ -419,9 +256,8 @@ def test_the_limit_that_is_named_is_the_limit(
     assert highest == largest_rank(step, config)
     make(lowest)
     make(highest)
-    assert_refused(
-        lambda: make(highest + 1), f'decoder.stacks.{step}.rank', highest + 1
-    )
+    with pytest.raises(ValueError, match=rf'{step}\.rank={highest + 1}: '):
+        make(highest + 1)
 
 
 @st.composite
@@ -459,7 +295,7 @@ def detectors(draw: st.DrawFn) -> dict[str, Any]:
         )
         for step in STACKS
     }
-    decoder['recompute'] = draw(st.sampled_from(list(RECOMPUTE)))
+    decoder['with_cp'] = draw(st.booleans())
     strides, width = decoder['strides'], decoder['embed_dims']
     channels = [draw(st.integers(1, 3)) for _ in strides]
     limit = draw(st.none() | st.integers(1, 50))
@@ -494,7 +330,7 @@ def batch(num_classes: int) -> dict[str, Any]:
     return {'inputs': images, 'data_samples': samples}
 
 
-@examples(30)
+@examples(12)
 @given(detectors())
 def test_what_is_accepted_trains_and_predicts(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -532,15 +368,5 @@ def test_channels_of_another_backbone() -> None:
     with pytest.raises(
         ValueError,
         match=r'neck\.in_channels=\[1, 2\]: the backbone gives \[2, 2\]',
-    ):
-        model(**model.data_preprocessor(batch(3), True), mode='loss')
-
-
-def test_fused_mixing_needs_a_gpu() -> None:
-    config = {'type': 'AdaMixerDecoder', **decoder_config(fused_mixing=True)}
-    model = build(detector_config(decoder=config))
-    with pytest.raises(
-        ValueError,
-        match=r'decoder\.fused_mixing=True is not possible: device cpu is not',
     ):
         model(**model.data_preprocessor(batch(3), True), mode='loss')

@@ -4,12 +4,12 @@
 import sys
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.datasets.survey import check, parser
+from lors_det.cli.check_dataset import check, parser
 from lors_det.errors import UsageError
 
 
 def main():
-    """Parse the command line, check, and say by the status what came out."""
+    """Parse the command line, check; exit 1 if a run would be refused."""
     try:
         sys.exit(0 if check(parser().parse_args()) else 1)
     except UsageError as error:

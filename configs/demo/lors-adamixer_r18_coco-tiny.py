@@ -1,12 +1,7 @@
 # A small LORS-AdaMixer, from random weights, on the 19 images of the train
 # part of demo/coco_tiny. It memorises them: that shows that everything works,
 # not how good it is.
-_base_ = [
-    '../_base_/models/lors-adamixer_r50.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/adamw_1x.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = '../lors/lors-adamixer_r50_1x_coco.py'
 
 model = dict(
     num_queries=40,

@@ -2,12 +2,7 @@
 # data_root, classes and load_from. The annotations are in COCO's format; the
 # stem, the decoder and everything but the class branch come from load_from.
 # Here: BCCD (blood cells), https://github.com/Shenggan/BCCD_Dataset.
-_base_ = [
-    '../_base_/models/lors-adamixer_r50.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/adamw_1x.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = '../lors/lors-adamixer_r50_1x_coco.py'
 
 data_root = 'data/bccd/'
 classes = ('RBC', 'WBC', 'Platelets')

@@ -1,6 +1,6 @@
 _base_ = [
-    '../_base_/models/lors-adamixer_r50.py',
-    '../_base_/datasets/coco_detection_ms-crop.py',
-    '../_base_/schedules/adamw_3x.py',
-    '../_base_/default_runtime.py',
+    '../adamixer/adamixer_r50_ms-crop-3x_coco.py',
+    '../_base_/models/lors.py',
 ]
+
+model = dict(decoder=_base_.pop('lors'))

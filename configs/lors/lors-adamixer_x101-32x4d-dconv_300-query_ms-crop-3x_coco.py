@@ -1,11 +1,6 @@
 _base_ = [
-    '../_base_/models/adamixer_x101-32x4d-dconv.py',
-    '../_base_/datasets/coco_detection_ms-crop.py',
-    '../_base_/schedules/adamw_3x.py',
-    '../_base_/default_runtime.py',
+    '../adamixer/adamixer_x101-32x4d-dconv_300-query_ms-crop-3x_coco.py',
+    '../_base_/models/lors.py',
 ]
 
-model = dict(num_queries=300, decoder=dict(
-    num_groups=2, in_points=64, stacks=dict(
-    mixing_kernels=dict(mode='lors', rank=16, num_param_groups='rising'),
-    mixing_out_proj=dict(mode='lors', rank=8))))  # fmt: skip
+model = dict(decoder=_base_.pop('lors'))

@@ -1,18 +1,10 @@
 # DETR with LORS on attention projections and FFN of its stacks.
-_base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    '../_base_/lorsified.py',
+]
 
-custom_imports = dict(
-    imports=[
-        'lors_det.hooks.checkpoint',
-        'lors_det.lors_detr',
-        'lors_det.hooks.exact_resume',
-    ],
-    allow_failed_imports=False,
-)
-default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
-    resume=dict(type='ExactResumeHook'),
-)
+default_hooks = _base_.pop('run_hooks')
 model = dict(
     type='Lorsified',
     detector='DETR',

@@ -1,18 +1,10 @@
 # Sparse R-CNN with LORS on attention, dynamic convolution and FFN.
-_base_ = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'
+_base_ = [
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
+    '../_base_/lorsified.py',
+]
 
-custom_imports = dict(
-    imports=[
-        'lors_det.hooks.checkpoint',
-        'lors_det.lors_detr',
-        'lors_det.hooks.exact_resume',
-    ],
-    allow_failed_imports=False,
-)
-default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
-    resume=dict(type='ExactResumeHook'),
-)
+default_hooks = _base_.pop('run_hooks')
 model = dict(
     type='Lorsified',
     detector='SparseRCNN',

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from lors_det.cli.boundary import suggest
-from lors_det.datasets.check import check_annotations, read_json
+from lors_det.datasets.annotations import check_annotations, read_annotations
 from lors_det.errors import UsageError
 
 COCO_HELP = (
@@ -145,11 +145,13 @@ def check_evaluator(cfg: Mapping[str, Any], loop: str) -> None:
         if any(Path(file).resolve() == each.resolve() for each in loaded):
             continue  # the data set checks it
         name = f'CONFIG: {loop}_evaluator.ann_file={file!r}'
-        content = read_json(file, name)
+        content = read_annotations(file, name)
         check_annotations(content).raise_refused(name)
         known = _image_names(content)
         for path in loaded:
-            missing = _image_names(read_json(str(path), str(path))) - known
+            missing = (
+                _image_names(read_annotations(str(path), str(path))) - known
+            )
             if missing:
                 raise UsageError(
                     f'{name}: {len(missing)} images of {path} are not in it, '

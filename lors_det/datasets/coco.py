@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,19 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.logging import print_log
 
-from lors_det.datasets.check import (
+from lors_det.datasets.annotations import (
     NOT_POSITIVE,
     check_annotations,
     check_classes,
-    read_json,
+    read_annotations,
 )
-from lors_det.datasets.findings import ANSWERS, Findings
-from lors_det.datasets.images import OTHER_SIZE, UNREADABLE, LoadCheckedImage
+from lors_det.datasets.defects import ANSWERS, Defects, printable
+from lors_det.datasets.images import OTHER_SIZE, UNUSABLE, checked_pipeline
 from lors_det.errors import UsageError
 
-#: Defects of image files that are met while training or testing, by the
-#: number that `CheckedCocoDataset.defects` has for them.
-IMAGE_DEFECTS = ('', *UNREADABLE, OTHER_SIZE)
+#: Defects of image files that are met while training or testing; the codes in
+#: `CheckedCocoDataset.image_defect_codes` are places in it.
+IMAGE_DEFECTS = ('', *UNUSABLE, OTHER_SIZE)
 #: Images whose files are looked for when a run starts.
 NUM_PROBES = 20
 
@@ -42,7 +42,7 @@ class CheckedCocoDataset(CocoDataset):
     refused there, or left out and reported, one line for each kind.
     ``docs/data.md`` lists the kinds; on data without defects this is mmdet's
     data set. Images are checked when they are needed: in training one that
-    cannot be read is replaced by another, in testing it stands as a black
+    cannot be used is replaced by another, in testing it stands as a black
     image whose detections `CheckedCocoMetric` drops. `DefectsHook` reports
     them.
 
@@ -59,13 +59,10 @@ class CheckedCocoDataset(CocoDataset):
     def __init__(
         self, *args: Any, pipeline: Sequence[Any] = (), **kwargs: Any
     ) -> None:
-        # (images,): what is wrong with each, a place in IMAGE_DEFECTS;
-        # workers write to it.
-        self.defects = torch.zeros(0, dtype=torch.uint8)
-        self.findings = Findings()
-        super().__init__(
-            *args, pipeline=list(map(_checked, pipeline)), **kwargs
-        )
+        self.annotation_defects = Defects()
+        # (images,); workers write to it.
+        self.image_defect_codes = torch.zeros(0, dtype=torch.uint8)
+        super().__init__(*args, pipeline=checked_pipeline(pipeline), **kwargs)
 
     def COCOAPI(self, path: str) -> COCO:
         """Read and check the annotation file.
@@ -81,13 +78,13 @@ class CheckedCocoDataset(CocoDataset):
         Raises:
             UsageError: If something in the file is refused.
         """
-        content = read_json(path, self.ann_file)
+        content = read_annotations(path, self.ann_file)
         check_classes(content, self.metainfo['classes'], self.ann_file)
-        self.findings = check_annotations(
+        self.annotation_defects = check_annotations(
             content, (self.filter_cfg or {}).get('min_size', 0)
         )
-        self.findings.raise_refused(self.ann_file)
-        report(self.findings, self.ann_file)
+        self.annotation_defects.raise_refused(self.ann_file)
+        log_defects(self.annotation_defects, self.ann_file)
         return _indexed(content)
 
     def filter_data(self) -> list[dict[str, Any]]:
@@ -117,63 +114,59 @@ class CheckedCocoDataset(CocoDataset):
         if self._fully_initialized:
             return
         super().full_init()
-        self._probe()
-        self.defects = torch.zeros(len(self), dtype=torch.uint8)
-        self.defects.share_memory_()
-
-    def _probe(self) -> None:
-        """Refuse a folder in which no image is where it should be."""
+        self.image_defect_codes = torch.zeros(len(self), dtype=torch.uint8)
+        self.image_defect_codes.share_memory_()
         if self.backend_args or '://' in self.data_prefix.get('img', ''):
             return  # not in the file system
         paths = [
-            Path(self.get_data_info(index)['img_path'])
+            self.get_data_info(index)['img_path']
             for index in range(0, len(self), -(-len(self) // NUM_PROBES))
         ]
-        if not any(path.exists() for path in paths):
+        if not any(map(os.path.exists, paths)):
             raise UsageError(
-                f'{self.ann_file}: none of {len(paths)} images looked for '
-                f'is there, like {paths[0]}: check data_prefix.img'
+                f'{self.ann_file}: none of {len(paths)} images looked for is '
+                f'there, like {printable(paths[0])}: check data_prefix.img'
             )
 
     def prepare_data(self, idx: int) -> Any:
-        """One image after the pipeline.
+        """Return one image after the pipeline.
 
         Args:
             idx: From 0.
 
         Returns:
-            What the pipeline gives; None in training, for another image to be
-            taken, if this one cannot be read.
+            The output of the pipeline; None in training, for another image to
+            be taken, if this one cannot be used.
         """
         info = self.get_data_info(idx)
-        info['keep_unreadable'] = self.test_mode
+        info['keep_unusable'] = self.test_mode
         index = info['sample_idx']
         data = self.pipeline(info)
         defect = info.get('defect')
         if defect is None:
             return data
-        if index < len(self.defects):
-            self.defects[index] = IMAGE_DEFECTS.index(defect)
-        if defect in UNREADABLE and self.test_mode:
+        if index < len(self.image_defect_codes):
+            self.image_defect_codes[index] = IMAGE_DEFECTS.index(defect)
+        if defect in UNUSABLE and self.test_mode:
             data['data_samples'].set_metainfo({'unreadable': defect})
         return data
 
-    def image_findings(self) -> Findings:
-        """Defects of image files met so far, by all workers.
+    def image_defects(self) -> Defects:
+        """Return the defects of image files met so far, by all workers.
 
         Returns:
-            Kinds, with the ids of images.
+            Ids of images, by kind.
         """
-        findings = Findings()
-        for index in self.defects.nonzero().flatten().tolist():
-            kind = IMAGE_DEFECTS[int(self.defects[index])]
-            findings.add(kind, self.get_data_info(index)['img_id'])
-        return findings
+        defects = Defects()
+        for index in self.image_defect_codes.nonzero().flatten().tolist():
+            kind = IMAGE_DEFECTS[int(self.image_defect_codes[index])]
+            defects.add(kind, self.get_data_info(index)['img_id'])
+        return defects
 
 
 @METRICS.register_module()
 class CheckedCocoMetric(CocoMetric):
-    """mmdet's ``CocoMetric`` on what `CheckedCocoDataset` makes of the data.
+    """mmdet's ``CocoMetric`` that counts what `CheckedCocoDataset` uses.
 
     An annotation that has no proper numbers does not count; a missing area
     and ``iscrowd`` are filled in; ids that are not positive, which
@@ -264,40 +257,27 @@ def drop_non_finite(detections: dict[str, Any]) -> int:
     return int((~finite).sum())
 
 
-def report(findings: Findings, name: str) -> None:
+def log_defects(defects: Defects, name: str) -> None:
     """Write one line for each kind of defect to the log.
 
     Args:
-        findings: What was found.
+        defects: What is wrong.
         name: The annotation file.
     """
-    for kind, found in findings.items():
+    for kind in defects:
         used = ANSWERS[kind].startswith('used')
         print_log(
-            f'{name}: {kind}, {ANSWERS[kind]}: {found}',
+            f'{name}: {kind}, {ANSWERS[kind]}: {defects.summary(kind)}',
             logger='current',
             level=logging.INFO if used else logging.WARNING,
         )
 
 
 def _indexed(content: dict[str, Any]) -> COCO:
-    """Annotations with pycocotools' index."""
+    """Return annotations with pycocotools' index."""
     coco = COCO()
     coco.dataset = content
     coco.createIndex()
     # Other names of the same, which mmdet gives what it reads from a file.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco
-
-
-def _checked(transform: Any) -> Any:
-    """The same transform; where it loads an image, ours.
-
-    The config keeps mmcv's name, by which mmdet's own tools look for it.
-    """
-    if (
-        isinstance(transform, Mapping)
-        and transform.get('type') == 'LoadImageFromFile'
-    ):
-        return {**transform, 'type': LoadCheckedImage}
-    return transform

@@ -1,50 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files as they are: what is wrong with them, and how to go on."""
+"""Load image files as they come, and say what is wrong with them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import get
-from PIL import Image
 
-#: No pixel of these can be had.
-UNREADABLE = (
-    'missing image',
-    'empty image file',
-    'file that is no image, or cut off',
-)
+MISSING = 'missing image'
+NO_IMAGE = 'file that is no image, or cut off'
+TOO_THIN = 'image too thin to be resized'
+#: No pixel of these can be used.
+UNUSABLE = (MISSING, 'empty image file', NO_IMAGE, TOO_THIN)
 OTHER_SIZE = 'image of another size than its record'
-EXIF_ORIENTATION = 0x112
-TINY = 2  # pixels
 PLACEHOLDER = 64  # pixels
 
 
 class LoadCheckedImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, for files as they come.
 
-    Where an image cannot be read, ``defect`` says what is wrong with it, and
-    there is none, or a black one for who asked for it. An image whose
-    record has its size before it is turned by its EXIF data is not turned:
-    that is how it was annotated. All other images are what mmcv makes of
-    them.
+    Where an image cannot be used, ``defect`` says what is wrong with it, and
+    there is no image, or a black one where ``keep_unusable`` asks for one. An
+    image whose record has its size before it is turned by its EXIF data is
+    not turned: that is how it was annotated. All other images are those of
+    mmcv.
 
     Args:
+        max_ratio: Longer side of an image over its shorter one; more cannot
+            be resized.
         kwargs: See mmcv's class.
     """
+
+    def __init__(self, max_ratio: float = math.inf, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_ratio = max_ratio
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Load an image.
 
         Args:
             results: ``img_path``; ``height`` and ``width`` of the record in
-                pixels, if there is one; ``keep_unreadable``, whether a black
-                image stands for one that cannot be read. Receives ``defect``.
+                pixels, if there is one; ``keep_unusable``, whether a black
+                image stands for one that cannot be used. Receives ``defect``.
 
         Returns:
             ``results`` with ``img`` (H, W, 3), ``img_shape`` and
@@ -52,10 +55,10 @@ class LoadCheckedImage(LoadImageFromFile):
         """
         size = (int(results.get('height', 1)), int(results.get('width', 1)))
         image, kind = self.read(results['img_path'], size)
-        if kind in UNREADABLE or (kind and 'height' in results):
+        if kind in UNUSABLE or (kind and 'height' in results):
             results['defect'] = kind
         if image is None:
-            if not results.get('keep_unreadable'):
+            if not results.get('keep_unusable'):
                 return None
             # Not of the record's size: that may be anything.
             image = np.zeros((PLACEHOLDER, PLACEHOLDER, 3), np.uint8)
@@ -75,29 +78,40 @@ class LoadCheckedImage(LoadImageFromFile):
             size: Height and width in pixels that its record says.
 
         Returns:
-            (H, W, 3), or None if it cannot be read; and what is wrong, if
+            (H, W, 3), or None if it cannot be used; and what is wrong, if
             something is.
         """
+        if self.backend_args is None and '://' not in path:
+            if not os.path.exists(path):  # or no file can have this name
+                return None, MISSING
+            if not os.path.isfile(path):  # who opens a pipe waits for ever
+                return None, NO_IMAGE
         try:
             content = get(path, backend_args=self.backend_args)
         except OSError:
-            return None, 'missing image'
+            return None, MISSING
         if not content:
             return None, 'empty image file'
-        image = self._decode(content, self.color_type)
+        image = self.decode(content, self.color_type)
         if image is None:
-            return None, 'file that is no image, or cut off'
+            return None, NO_IMAGE
+        if max(image.shape[:2]) > self.max_ratio * min(image.shape[:2]):
+            return None, TOO_THIN
         if image.shape[:2] == size:
             return image, None
         if self.color_type == 'color' and image.shape[1::-1] == size:
-            unturned = self._decode(content, 'color_ignore_orientation')
+            unturned = self.decode(content, 'color_ignore_orientation')
             if unturned is not None and unturned.shape[:2] == size:
                 return unturned, None
         return image, OTHER_SIZE
 
-    def _decode(
-        self, content: bytes, flag: str
-    ) -> np.ndarray[Any, Any] | None:
+    def decode(self, content: bytes, flag: str) -> np.ndarray[Any, Any] | None:
+        """Return the pixels of an image file, None if it has none.
+
+        Args:
+            content: The bytes of the file.
+            flag: See ``mmcv.imfrombytes``.
+        """
         try:
             return mmcv.imfrombytes(
                 content, flag=flag, backend=self.imdecode_backend
@@ -107,40 +121,35 @@ class LoadCheckedImage(LoadImageFromFile):
             return None
 
 
-def inspect_image(
-    loader: LoadCheckedImage, path: str, size: tuple[int, int]
-) -> Sequence[str]:
-    """All that is noteworthy about an image file.
+def checked_pipeline(pipeline: Iterable[Any]) -> list[Any]:
+    """Return a pipeline that loads its images by `LoadCheckedImage`.
+
+    Only the pipeline that is built is changed: the config keeps mmcv's name,
+    by which mmdet's own tools look for it.
 
     Args:
-        loader: What a run would read it with.
-        path: The file.
-        size: Height and width in pixels that its record says.
-
-    Returns:
-        Keys of ``ANSWERS``.
+        pipeline: Configs of transforms, or transforms.
     """
-    image, kind = loader.read(path, size)
-    found = [kind] if kind else []
-    if image is None:
-        return found
-    if min(image.shape[:2]) <= TINY:
-        found.append('image of a pixel or two')
-    content = get(path, backend_args=loader.backend_args)
-    try:
-        with Image.open(io.BytesIO(content)) as header:  # decodes no pixel
-            mode, turned = header.mode, header.getexif().get(EXIF_ORIENTATION)
-    except Exception:
-        return found  # a format that cv2 reads and Pillow does not
-    raw = loader._decode(content, 'unchanged')
-    if mode.startswith('I') or (raw is not None and raw.dtype == np.uint16):
-        found.append('image of 16 bits')
-    if mode in ('1', 'L', 'LA', 'I', 'I;16'):
-        found.append('grey image')
-    if 'A' in mode:
-        found.append('image with transparency')
-    if mode == 'CMYK':
-        found.append('image in CMYK')
-    if turned not in (None, 1):
-        found.append('image to be turned by its EXIF data')
-    return found
+    transforms = list(pipeline)
+    # The shorter side is rounded: below half a pixel, it is none.
+    max_ratio = 2 * min(_longer_sides(transforms), default=math.inf)
+    ours = {'type': LoadCheckedImage, 'max_ratio': max_ratio}
+    for index, each in enumerate(transforms):
+        if isinstance(each, Mapping) and each['type'] == 'LoadImageFromFile':
+            transforms[index] = {**each, **ours}
+    return transforms
+
+
+def _longer_sides(config: Any) -> Iterator[float]:
+    """Yield the longer sides, in pixels, that a pipeline resizes to."""
+    if isinstance(config, Mapping):
+        if config.get('keep_ratio'):
+            sizes = config.get('scales') or [config.get('scale') or math.inf]
+            smallest = min(config.get('ratio_range') or [1])
+            longer = np.atleast_2d(np.array(sizes)).max(-1)
+            yield from smallest * longer.ravel()
+        for value in config.values():
+            yield from _longer_sides(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _longer_sides(value)

@@ -11,8 +11,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from lors_det.datasets.coco import CheckedCocoDataset, report
-from lors_det.datasets.findings import Findings
+from lors_det.datasets.coco import CheckedCocoDataset, log_defects
+from lors_det.datasets.defects import Defects
 
 
 @HOOKS.register_module()
@@ -34,8 +34,8 @@ class DefectsHook(Hook):
     ) -> None:
         """Report the first image of each kind that this process meets."""
         for dataset in _checked_datasets(runner.train_dataloader.dataset):
-            if dataset.defects.any():
-                name, found = dataset.ann_file, dataset.image_findings()
+            if dataset.image_defect_codes.any():
+                name, found = dataset.ann_file, dataset.image_defects()
                 if not any((name, kind) in self._reported for kind in found):
                     self._report(name, found)
 
@@ -43,10 +43,10 @@ class DefectsHook(Hook):
         """Report what all processes met; mmengine calls it for each mode."""
         loader = getattr(runner, f'{mode}_dataloader')
         for dataset in _checked_datasets(loader.dataset):
-            defects = dataset.defects.clone()
+            defects = dataset.image_defect_codes.clone()
             all_reduce(defects, 'max')  # nothing to do in a single process
-            dataset.defects.copy_(defects)
-            self._report(dataset.ann_file, dataset.image_findings())
+            dataset.image_defect_codes.copy_(defects)
+            self._report(dataset.ann_file, dataset.image_defects())
 
     def after_test_iter(
         self,
@@ -62,13 +62,13 @@ class DefectsHook(Hook):
         if isinstance(outputs, list):
             outputs[:] = [s for s in outputs if 'unreadable' not in s]
 
-    def _report(self, name: str, findings: Findings) -> None:
-        news = Findings()
-        for kind, found in findings.items():
-            if found.count > self._reported.get((name, kind), 0):
+    def _report(self, name: str, defects: Defects) -> None:
+        news = Defects()
+        for kind, found in defects.items():
+            if len(found) > self._reported.get((name, kind), 0):
                 news[kind] = found
-                self._reported[name, kind] = found.count
-        report(news, name)  # the log takes it from the main process only
+                self._reported[name, kind] = len(found)
+        log_defects(news, name)  # the log takes it from the main process only
 
 
 def _checked_datasets(dataset: Any) -> Iterator[CheckedCocoDataset]:

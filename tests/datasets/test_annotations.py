@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,26 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_coco
-from helpers.factories import criterion_config
-from helpers.small_coco import content, load, write_annotations
+from helpers.small_coco import (
+    Change,
+    change,
+    content,
+    load,
+    logged,
+    spoil,
+    without,
+    write_annotations,
+)
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import MODELS
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-from lors_det.adamixer.decoder import StageOutput
-from lors_det.datasets.check import is_inside
+from lors_det.datasets.annotations import is_inside
 from lors_det.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
-from lors_det.datasets.findings import ANSWERS
+from lors_det.datasets.defects import ANSWERS
 from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-Change = Callable[[dict[str, Any]], Any]
 
 
 def boxes(dataset: CocoDataset) -> dict[int, list[list[float]]]:
@@ -41,32 +44,27 @@ def boxes(dataset: CocoDataset) -> dict[int, list[list[float]]]:
     return {i['img_id']: [b['bbox'] for b in i['instances']] for i in infos}
 
 
-def detections(seed: int = 0, num: int = 5) -> dict[str, torch.Tensor]:
-    """Something found in an image of 40 x 30 pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(num, 2, generator=generator) * 10
-    return {
-        'bboxes': torch.cat([corner, corner + 12], dim=1),
-        'scores': torch.rand(num, generator=generator),
-        'labels': torch.arange(num) % 2,
-    }
-
-
 def evaluate(metric: CocoMetric, samples: list[dict[str, Any]]) -> Any:
     metric.dataset_meta = {'classes': small_coco.CLASSES}
     metric.process({}, samples)
     return metric.evaluate(len(samples))
 
 
-def samples_of(ids: range) -> list[dict[str, Any]]:
-    return [
-        {
-            'img_id': i,
-            'ori_shape': (30, 40),
-            'pred_instances': detections(i),
+def found_in(images: Iterable[int | str]) -> list[dict[str, Any]]:
+    """Five detections in each of the images, of 40 x 30 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for image in images:
+        corner = torch.rand(5, 2, generator=generator) * 10
+        boxes = {
+            'bboxes': torch.cat([corner, corner + 12], dim=1),
+            'scores': torch.rand(5, generator=generator),
+            'labels': torch.arange(5) % 2,
         }
-        for i in ids
-    ]
+        samples.append(
+            {'img_id': image, 'ori_shape': (30, 40), 'pred_instances': boxes}
+        )
+    return samples
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])
@@ -89,128 +87,58 @@ def test_without_defects_it_is_mmdets_data_set(
         a, b = ours[index], theirs[index]
         assert torch.equal(a['inputs'], b['inputs'])
         a, b = a['data_samples'], b['data_samples']
-        assert torch.equal(
-            a.gt_instances.bboxes.tensor, b.gt_instances.bboxes.tensor
-        )
+        first, second = (s.gt_instances.bboxes.tensor for s in (a, b))
+        assert torch.equal(first, second)
         assert a.metainfo == b.metainfo
-    assert not ours.findings
-    assert not ours.image_findings()
+    assert not ours.annotation_defects
+    assert not ours.image_defects()
 
 
-def test_without_defects_it_is_mmdets_metric(root: Path) -> None:
-    path = str(root / 'ann.json')
-    found = [
-        evaluate(kind(ann_file=path), samples_of(range(1, 5)))
-        for kind in (CocoMetric, CheckedCocoMetric)
-    ]
-    assert found[0] == found[1]
-    assert found[0]['coco/bbox_mAP_50'] > 0
+# What is done to the annotations, and what the message says of it.
+REFUSED: list[tuple[Change, str]] = [
+    (lambda c: c.pop('images'), "'images' is missing or no list of objects"),
+    (lambda c: c.update(images=[1, 2]), "'images' is missing or no list of"),
+    (lambda c: c.update(images=[]), 'no image is left of 0'),
+    (without('images', 1, 'file_name'),
+     'image record without a proper id, file_name, width or height: 1 '
+     '(images[1]: no file_name)'),
+    (without('images', 1, 'width'), 'height: 1 (images[1]: no width)'),
+    (change('images', 0, width='640'), "(images[0]: width='640')"),
+    (change('images', 0, height=0), '(images[0]: height=0)'),
+    (change('images', 0, width=math.nan), '(images[0]: width=nan)'),
+    (change('images', 3, id=None), '(images[3]: id=None)'),
+    (change('images', 1, id=1), 'image id used by two images: 1 (1)'),
+    (change('images', 1, id='a'),
+     'image ids of which some are text: 1 (a)'),
+    (change('categories', 1, id='a'),
+     "its categories have the ids [10, 'a'], expected another number for"),
+    (change('annotations', 1, id=10), 'annotation id used twice: 1 (10)'),
+    (without('annotations', 2, 'bbox'),
+     'annotation without a proper id, image_id, category_id or bbox: 1 '
+     '(annotations[2]: no bbox)'),
+    (without('annotations', 2, 'id'), '(annotations[2]: no id)'),
+    (change('annotations', 2, image_id=[1]), '(annotations[2]: image_id=[1])'),
+    (change('images', 0, file_name='../../etc/passwd'),
+     "file name that leads out of the image folder: 1 ('../../etc/passwd')"),
+    (change('images', 0, file_name='/etc/passwd'), "1 ('/etc/passwd')"),
+    (lambda c: c['categories'].pop(),
+     "its categories are ['cat'], metainfo.classes is ['cat', 'dog']: no "
+     "category is called 'dog'"),
+    (lambda c: c['categories'].reverse(),
+     "its categories are ['dog', 'cat'], metainfo.classes is ['cat', 'dog']: "
+     'expected the same order, each once'),
+    (lambda c: c['categories'].append({'id': 3, 'name': 'dog'}),
+     "its categories are ['cat', 'dog', 'dog']"),
+    (change('categories', 0, id=20), 'its categories have the ids [20, 20]'),
+]  # fmt: skip
 
 
-def change(key: str, index: int, **values: Any) -> Change:
-    return lambda c: c[key][index].update(values)
-
-
-def without(key: str, index: int, name: str) -> Change:
-    return lambda c: c[key][index].pop(name)
-
-
-REFUSED: dict[str, tuple[Change, str]] = {
-    'no images': (
-        lambda c: c.pop('images'),
-        "'images' is missing or no list of objects",
-    ),
-    'numbers for images': (
-        lambda c: c.update(images=[1, 2]),
-        "'images' is missing or no list of objects",
-    ),
-    'no image': (lambda c: c.update(images=[]), 'no image is left of 0'),
-    'nothing to learn': (
-        lambda c: c.update(annotations=[]),
-        'no image is left of 4: check metainfo.classes and filter_cfg=',
-    ),
-    'no name': (
-        without('images', 1, 'file_name'),
-        'image record without id, file_name, width or height: 1 (2)',
-    ),
-    'no width': (
-        without('images', 1, 'width'),
-        'image record without id, file_name, width or height: 1 (2)',
-    ),
-    'no height': (
-        change('images', 0, height=0),
-        'image record without id, file_name, width or height: 1 (1)',
-    ),
-    'width of nan': (
-        change('images', 0, width=math.nan),
-        'image record without id, file_name, width or height: 1 (1)',
-    ),
-    'no image id': (
-        change('images', 3, id=None),
-        'image record without id, file_name, width or height: 1 (images[3])',
-    ),
-    'twice the same image id': (
-        change('images', 1, id=1),
-        'image id used by two images: 1 (1)',
-    ),
-    'a text among ids': (
-        change('images', 1, id='a'),
-        'image ids of which some are text: 1 (a)',
-    ),
-    'a text among category ids': (
-        change('categories', 1, id='a'),
-        "its categories have the ids [10, 'a'], expected a number for each",
-    ),
-    'twice the same annotation id': (
-        change('annotations', 1, id=10),
-        'annotation id used twice: 1 (10)',
-    ),
-    'no box': (
-        without('annotations', 2, 'bbox'),
-        'annotation without id, image_id, category_id or bbox: 1 (20)',
-    ),
-    'no annotation id': (
-        without('annotations', 2, 'id'),
-        'bbox: 1 (annotations[2])',
-    ),
-    'a way up': (
-        change('images', 0, file_name='../../etc/passwd'),
-        "file name that leads out of the image folder: 1 ('../../etc/passwd')",
-    ),
-    'a way from the top': (
-        change('images', 0, file_name='/etc/passwd'),
-        "file name that leads out of the image folder: 1 ('/etc/passwd')",
-    ),
-    'a class less': (
-        lambda c: c['categories'].pop(),
-        "no category is called 'dog' (1 of 2 classes are missing); "
-        "metainfo.classes names what to learn, this file has ['cat']",
-    ),
-    'another order': (
-        lambda c: c['categories'].reverse(),
-        "its categories are ['dog', 'cat'], metainfo.classes is "
-        "['cat', 'dog']: expected the same order, each once",
-    ),
-    'a class twice': (
-        lambda c: c['categories'].append({'id': 3, 'name': 'dog'}),
-        "its categories are ['cat', 'dog', 'dog']",
-    ),
-    'a category id twice': (
-        change('categories', 0, id=20),
-        'its categories have the ids [20, 20]',
-    ),
-}
-
-
-@pytest.mark.parametrize('name', REFUSED)
+@pytest.mark.parametrize(('wrong', 'message'), REFUSED)
 @pytest.mark.parametrize('test_mode', [False, True])
-def test_refused_in_one_line(name: str, test_mode: bool, root: Path) -> None:
-    spoil, message = REFUSED[name]
-    if name == 'nothing to learn' and test_mode:
-        return  # COCO's own test images have no annotations
-    annotations = content()
-    spoil(annotations)
-    write_annotations(root, annotations)
+def test_refused_in_one_line(
+    wrong: Change, message: str, test_mode: bool, root: Path
+) -> None:
+    spoil(root, wrong)
     with pytest.raises(UsageError, match=re.escape(message)) as info:
         load(root, test_mode=test_mode)
     text = str(info.value)
@@ -218,143 +146,125 @@ def test_refused_in_one_line(name: str, test_mode: bool, root: Path) -> None:
     assert '\n' not in text
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'metainfo': {'classes': 'person'}},
+            "metainfo.classes='person': expected a list of names, such as "
+            "['person'], or a file that has them",
+        ),
+        (
+            {'data_prefix': {'img': 'elsewhere'}},
+            '{root}/ann.json: none of 4 images looked for is there, like '
+            '{root}/elsewhere/1.png: check data_prefix.img',
+        ),
+        (
+            {'filter_cfg': {'filter_empty_gt': True, 'min_size': 99}},
+            '{root}/ann.json: no image is left of 4: check metainfo.classes '
+            "and filter_cfg={{'filter_empty_gt': True, 'min_size': 99}}",
+        ),
+    ],
+)
+def test_wrong_settings(
+    changes: dict[str, Any], message: str, root: Path
+) -> None:
+    with pytest.raises(UsageError) as info:
+        load(root, **changes)
+    assert str(info.value) == message.format(root=root)
+
+
 # What it does to the image 1, whose boxes are annotations 10 and 11; the
 # number of boxes that training has left there.
-COUNTED: dict[str, tuple[Change, int]] = {
-    'image record given twice': (
-        lambda c: c['images'].append(c['images'][0]),
-        2,
-    ),
-    'image without annotation': (
-        lambda c: c.update(annotations=c['annotations'][2:]),
-        0,
-    ),
-    'image smaller than filter_cfg.min_size': (
-        change('images', 0, width=7),
-        0,
-    ),
-    'annotation of an unknown category': (
-        change('annotations', 0, category_id=99),
-        1,
-    ),
-    'annotation of an unknown image': (
-        change('annotations', 0, image_id=99),
-        1,
-    ),
-    'box of negative size': (
-        change('annotations', 0, bbox=[9, 9, -4, 5]),
-        1,
-    ),
-    'box smaller than a pixel': (
-        change('annotations', 0, bbox=[9, 9, 0, 5]),
-        1,
-    ),
-    'area that is not positive': (change('annotations', 0, area=0), 1),
-    'box outside of its image': (
-        change('annotations', 0, bbox=[41, 9, 5, 5]),
-        1,
-    ),
-    'box that reaches out of its image': (
-        change('annotations', 0, bbox=[-5, 9, 15, 5]),
-        2,
-    ),
-    'annotation id that is no positive number': (
-        change('annotations', 0, id=0),
-        2,
-    ),
-    'annotation without area or iscrowd': (
-        lambda c: (c['annotations'][0].pop('iscrowd'),
-                   c['annotations'][0].pop('area')),
-        2,
-    ),
-}  # fmt: skip
-for _index, _value in enumerate([
-    {'bbox': [math.nan, 1, 2, 3]}, {'bbox': [1, 1, math.inf, 3]},
-    {'bbox': [1, 2, 3]}, {'bbox': 'box'}, {'bbox': None},
-    {'bbox': [1, 2, '3', 4]}, {'bbox': [1, 2, 10**400, 4]},
-    {'area': math.nan}, {'area': 'a'}, {'iscrowd': 'yes'}, {'iscrowd': []},
-]):  # fmt: skip
-    COUNTED[f'box, area or iscrowd that is no proper number#{_index}'] = (
-        change('annotations', 0, **_value),
-        1,
-    )
+COUNTED: list[tuple[str, Change, int]] = [
+    ('image record given twice',
+     lambda c: c['images'].append(c['images'][0]), 2),
+    ('image without annotation',
+     lambda c: c.update(annotations=c['annotations'][2:]), 0),
+    ('image smaller than filter_cfg.min_size',
+     change('images', 0, width=7), 0),
+    ('annotation of an unknown category',
+     change('annotations', 0, category_id=99), 1),
+    ('annotation of an unknown image',
+     change('annotations', 0, image_id=99), 1),
+    ('box of negative size',
+     change('annotations', 0, bbox=[9, 9, -4, 5]), 1),
+    ('box smaller than a pixel',
+     change('annotations', 0, bbox=[9, 9, 0, 5]), 1),
+    ('area that is not positive', change('annotations', 0, area=0), 1),
+    ('box outside of its image',
+     change('annotations', 0, bbox=[41, 9, 5, 5]), 1),
+    ('box that reaches out of its image',
+     change('annotations', 0, bbox=[-5, 9, 15, 5]), 2),
+    ('annotation id that is no positive number',
+     change('annotations', 0, id=0), 2),
+    ('annotation without area or iscrowd',
+     lambda c: (c['annotations'][0].pop('iscrowd'),
+                c['annotations'][0].pop('area')), 2),
+    *(('box, area or iscrowd that is no proper number',
+       change('annotations', 0, **values), 1)
+      for values in (
+        {'bbox': [math.nan, 1, 2, 3]}, {'bbox': [1, 1, math.inf, 3]},
+        {'bbox': [1, 2, 3]}, {'bbox': 'box'}, {'bbox': None},
+        {'bbox': [1, 2, '3', 4]}, {'bbox': [1, 2, 10**400, 4]},
+        {'area': math.nan}, {'area': 'a'}, {'iscrowd': 'yes'},
+        {'iscrowd': []},
+    )),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize('name', COUNTED)
+@pytest.mark.parametrize(('kind', 'wrong', 'num_boxes'), COUNTED)
 def test_counted_and_reported_once(
-    name: str, root: Path, caplog: pytest.LogCaptureFixture
+    kind: str, wrong: Change, num_boxes: int, root: Path
 ) -> None:
-    spoil, num_boxes = COUNTED[name]
-    kind = name.split('#')[0]
-    annotations = content()
-    spoil(annotations)
-    write_annotations(root, annotations)
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)  # it hands nothing up
-    try:
+    annotations = spoil(root, wrong)
+    with logged() as records:
         dataset = load(root)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert dataset.findings[kind].count == 1
-    of_image = kind.startswith('image')
-    number = '1' if of_image else str(annotations['annotations'][0]['id'])
-    if not kind.startswith('image without'):
-        assert dataset.findings[kind].examples == [number]
-    line = f'{root}/ann.json: {kind}, {ANSWERS[kind]}: 1 ('
-    lines = [r for r in caplog.records if line in r.getMessage()]
-    assert len(lines) == 1
+    number = annotations['annotations'][0]['id']
+    where = 1 if kind.startswith('image') else number
+    assert dataset.annotation_defects[kind] == [where]
+    line = f'{root}/ann.json: {kind}, {ANSWERS[kind]}: 1 ({where})'
+    (record,) = (r for r in records if line in r.getMessage())
     used = ANSWERS[kind].startswith('used')
-    assert lines[0].levelno == (logging.INFO if used else logging.WARNING)
+    assert record.levelno == (logging.INFO if used else logging.WARNING)
 
     found = boxes(dataset)
     assert len(found.pop(1, [])) == num_boxes
     expected = [[3.0, 4.0, 15.5, 14.0], [4.0, 4.0, 16.5, 14.0]]
     assert found == dict.fromkeys((2, 3, 4), expected)
     # Nothing is left out in testing but what no metric can count.
-    tested = load(root, test_mode=True)
-    assert len(tested) == 4
+    assert len(load(root, test_mode=True)) == 4
     metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-    scores = evaluate(metric, samples_of(range(1, 5)))
+    scores = evaluate(metric, found_in(range(1, 5)))
     assert np.isfinite(scores['coco/bbox_mAP_50'])
 
 
-def test_every_answer_is_tested() -> None:
-    """Those of images are in test_images.py."""
-    tested = {name.split('#')[0] for name in COUNTED}
-    refused = {k for k, answer in ANSWERS.items() if answer == 'refused'}
-    for kind in refused:
-        assert any(kind.split(',')[0] in text for _, text in REFUSED.values())
-    assert tested < ANSWERS.keys() - refused
-    left = ANSWERS.keys() - refused - tested
-    assert left == {
-        'more boxes in an image than queries',  # below
-        *(k for k in ANSWERS if k.startswith(('grey', 'missing', 'empty',
-                                              'file that', 'image in',
-                                              'image of', 'image to',
-                                              'image with tr'))),
-    }  # fmt: skip
-
-
-def test_the_document_has_every_answer() -> None:
+def test_every_answer_is_tested_and_documented() -> None:
+    """Those of image files are in test_images.py and test_check_dataset.py."""
     text = (ROOT / 'docs/data.md').read_text()
+    messages = ' '.join(message for _, message in REFUSED)
+    counted = {kind for kind, _, _ in COUNTED}
+    of_files = list(ANSWERS)[list(ANSWERS).index('missing image') :]
     for kind, answer in ANSWERS.items():
         assert f'\n| {kind} | {answer} |' in text
+        if answer == 'refused':
+            assert kind in messages
+        elif kind != 'more boxes in an image than queries':
+            assert (kind in counted) != (kind in of_files)
 
 
 def test_a_file_that_is_cut_off(root: Path) -> None:
     path = root / 'ann.json'
     whole = path.read_bytes()
     random.seed(0)
-    for end in [0, 1, len(whole) - 1, *random.sample(range(len(whole)), 20)]:
-        path.write_bytes(whole[:end])
-        with pytest.raises(UsageError, match='is no JSON, or cut off'):
-            load(root)
-    for other in (b'\x89PNG\r\n', b'[' * 100_000, b'\xff\xfe{}', b'{"a": 1}]'):
-        path.write_bytes(other)
+    ends = [0, 1, len(whole) - 1, *random.sample(range(len(whole)), 20)]
+    others = [b'\x89PNG\r\n', b'[' * 100_000, b'\xff\xfe{}', b'{"a": 1}]']
+    for data in (*(whole[:end] for end in ends), *others):
+        path.write_bytes(data)
         with pytest.raises(UsageError, match='is no JSON, or cut off'):
             load(root)
     path.write_bytes(b'[]')
-    with pytest.raises(UsageError, match='holds a list, expected an object'):
+    with pytest.raises(UsageError, match="'images' is missing or no list"):
         load(root)
     path.unlink()
     with pytest.raises(UsageError, match='cannot be read: No such file'):
@@ -381,13 +291,10 @@ def test_nonsense_is_refused_or_used_but_never_a_traceback(
         except UsageError:
             refused += 1
             continue
-        assert np.isfinite(
-            [b for bs in boxes(dataset).values() for b in bs]
-        ).all()
+        found = boxes(dataset)
+        assert np.isfinite([b for bs in found.values() for b in bs]).all()
         metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-        ids = boxes(dataset)
-        evaluate(metric, [{**samples_of(range(1))[0], 'img_id': i}
-                          for i in ids])  # fmt: skip
+        evaluate(metric, found_in(found))
     assert 50 < refused < 150
 
 
@@ -407,70 +314,37 @@ def test_file_names_stay_below_their_folder(name: str, inside: bool) -> None:
     assert is_inside(name) == inside
 
 
-def test_a_folder_without_images(root: Path) -> None:
-    with pytest.raises(UsageError) as info:
-        load(root, data_prefix={'img': 'elsewhere'})
-    assert str(info.value) == (
-        f'{root}/ann.json: none of 4 images looked for is there, like '
-        f'{root}/elsewhere/1.png: check data_prefix.img'
-    )
-
-
-def test_2000_boxes_in_an_image(root: Path) -> None:
-    """More than queries: each query gets a box, the other boxes none."""
-    annotations = content()
-    for i in range(2000):
-        annotations['annotations'].append(
-            {
-                'id': 1000 + i,
-                'image_id': 1,
-                'category_id': 10,
-                'bbox': [i % 20, i % 13, 5.0 + i % 7, 6.0],
-                'area': 30.0,
-                'iscrowd': 0,
-            }
-        )
-    write_annotations(root, annotations)
-    sample = load(root)[0]['data_samples'].gt_instances
-    assert len(sample) == 2002
-    stage = StageOutput(
-        cls_logits=torch.randn(1, 7, 2, requires_grad=True),
-        bboxes=torch.tensor([[[2.0, 2, 20, 20]] * 7], requires_grad=True),
-        xyzr=torch.zeros(1, 7, 4),
-        content=torch.zeros(1, 7, 1),
-    )
-    targets = [sample.bboxes.tensor], [sample.labels]
-    sizes = torch.tensor([[64.0, 48.0]])
-    criterion = MODELS.build(criterion_config())
-    matches = criterion.match(stage, *targets, sizes)
-    assert len(set(matches[0].tolist()) - {-1}) == 7
-    losses = criterion([stage], *targets, sizes)
-    total = sum(v for k, v in losses.items() if 'loss' in k)
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(stage.bboxes.grad).all()
-
-
-def test_an_annotation_with_the_id_0_counts(root: Path) -> None:
+def test_it_is_mmdets_metric_where_the_id_0_counts(root: Path) -> None:
     """pycocotools takes what is matched to it for unmatched."""
     path = str(root / 'ann.json')
-    expected = evaluate(CocoMetric(ann_file=path), samples_of(range(1, 5)))
-    annotations = content()
-    for index, annotation in enumerate(annotations['annotations']):
-        annotation['id'] = index
-    write_annotations(root, annotations)
-    samples = samples_of(range(1, 5))
-    assert evaluate(CheckedCocoMetric(ann_file=path), samples) == expected
-    assert evaluate(CocoMetric(ann_file=path), samples) != expected
+
+    def score(kind: type[CocoMetric]) -> Any:
+        return evaluate(kind(ann_file=path), found_in(range(1, 5)))
+
+    expected = score(CocoMetric)
+    assert expected['coco/bbox_mAP_50'] > 0
+    assert score(CheckedCocoMetric) == expected
+    spoil(root, *(change('annotations', i, id=i) for i in range(8)))
+    assert score(CheckedCocoMetric) == expected
+    assert score(CocoMetric) != expected
+
+
+def test_unreadable_images_have_no_detections(root: Path) -> None:
+    metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
+    metric.dataset_meta = {'classes': small_coco.CLASSES}
+    samples = found_in([1, 2])
+    samples[0]['unreadable'] = 'missing image'
+    metric.process({}, samples)
+    assert [len(found['bboxes']) for _, found in metric.results] == [0, 5]
+    assert len(samples[0]['pred_instances']['scores']) == 0
 
 
 def test_ids_that_are_text(root: Path) -> None:
-    annotations = json.loads(json.dumps(content()))
-    for image in annotations['images']:
-        image['id'] = f'i{image["id"]}'
-    for annotation in annotations['annotations']:
-        annotation['image_id'] = f'i{annotation["image_id"]}'
-    write_annotations(root, annotations)
+    spoil(
+        root,
+        *(change('images', i, id=f'i{i}') for i in range(4)),
+        *(change('annotations', i, image_id=f'i{i // 2}') for i in range(8)),
+    )
     dataset = load(root)
-    assert not dataset.findings
+    assert not dataset.annotation_defects
     assert [len(b) for b in boxes(dataset).values()] == [2] * 4

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from PIL import Image
 
 from lors_det.datasets.coco import CheckedCocoDataset
 
+Change = Callable[[dict[str, Any]], Any]
 CLASSES = ('cat', 'dog')
 PIPELINE = [
     {'type': 'LoadImageFromFile'},
@@ -68,6 +73,39 @@ def write(root: Path) -> Path:
 
 def write_annotations(root: Path, annotations: Any) -> None:
     (root / 'ann.json').write_text(json.dumps(annotations))
+
+
+def change(key: str, index: int, **values: Any) -> Change:
+    """Give an entry other values."""
+    return lambda c: c[key][index].update(values)
+
+
+def without(key: str, index: int, name: str) -> Change:
+    """Take a value from an entry."""
+    return lambda c: c[key][index].pop(name)
+
+
+def spoil(root: Path, *changes: Change) -> dict[str, Any]:
+    """Write changed annotations, and return them."""
+    annotations = content()
+    for each in changes:
+        each(annotations)
+    write_annotations(root, annotations)
+    return annotations
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what mmengine's logger, which hands nothing up, is given."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
 
 
 def config(root: Path, **changes: Any) -> dict[str, Any]:

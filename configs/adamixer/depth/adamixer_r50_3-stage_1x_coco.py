@@ -1,8 +1,3 @@
-_base_ = [
-    '../../_base_/models/adamixer_r50.py',
-    '../../_base_/datasets/coco_detection.py',
-    '../../_base_/schedules/adamw_1x.py',
-    '../../_base_/default_runtime.py',
-]
+_base_ = '../adamixer_r50_1x_coco.py'
 
 model = dict(decoder=dict(num_stages=3))

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with an annotation file, and what becomes of it."""
+"""Read a COCO annotation file and check all that it says."""
 
 from __future__ import annotations
 
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lors_det.datasets.findings import Findings
+from lors_det.datasets.defects import Defects
 from lors_det.errors import UsageError
 
 NOT_POSITIVE = 'annotation id that is no positive number'
 MALFORMED = 'box, area or iscrowd that is no proper number'
 
 
-def read_json(path: str, name: str) -> dict[str, Any]:
+def read_annotations(path: str, name: str) -> dict[str, Any]:
     """Read an annotation file.
 
     Args:
@@ -42,14 +43,10 @@ def read_json(path: str, name: str) -> dict[str, Any]:
             f'{name} is no JSON, or cut off: {error}, expected annotations '
             "in COCO's form"
         ) from None
-    if not isinstance(content, dict):
-        raise UsageError(
-            f'{name} holds a {type(content).__name__}, expected an object '
-            "with 'images', 'annotations' and 'categories'"
-        )
-    content.setdefault('annotations', [])  # COCO's test images have none
+    if isinstance(content, dict):
+        content.setdefault('annotations', [])  # COCO's test images have none
     for key in ('images', 'categories', 'annotations'):
-        entries = content.get(key)
+        entries = content.get(key) if isinstance(content, dict) else None
         if not (
             isinstance(entries, list)
             and all(isinstance(entry, dict) for entry in entries)
@@ -70,148 +67,134 @@ def check_classes(
     twice or at another place, would shift the labels without a word.
 
     Args:
-        content: See `read_json`.
+        content: See `read_annotations`.
         classes: ``metainfo.classes``, in the order of the labels.
         name: The annotation file.
 
     Raises:
         UsageError: If the file's categories are not the classes.
     """
-    known = [entry.get('name') for entry in content['categories']]
-    missing = [each for each in classes if each not in known]
-    if missing:
+    if isinstance(classes, str):
         raise UsageError(
-            f'{name}: no category is called {missing[0]!r} ({len(missing)} '
-            f'of {len(classes)} classes are missing); metainfo.classes names '
-            f'what to learn, this file has {_some(known)}'
+            f'metainfo.classes={classes!r}: expected a list of names, such '
+            f'as [{classes!r}], or a file that has them'
         )
-    order = [each for each in known if each in classes]
-    if order != list(classes):
+    names = [entry.get('name') for entry in content['categories']]
+    if [each for each in names if each in classes] != list(classes):
+        missing = [each for each in classes if each not in names]
         raise UsageError(
-            f'{name}: its categories are {_some(order)}, metainfo.classes '
-            f'is {_some(classes)}: expected the same order, each once'
+            f'{name}: its categories are {_first(names)}, metainfo.classes '
+            f'is {_first(classes)}: '
+            + (
+                f'no category is called {missing[0]!r}'
+                if missing
+                else 'expected the same order, each once'
+            )
         )
     ids = [entry.get('id') for entry in content['categories']]
-    if not (
-        all(isinstance(each, int) for each in ids)
-        and len(set(ids)) == len(ids)
-    ):
+    numbers = {each for each in ids if isinstance(each, int)}
+    if len(numbers) < len(ids):
         raise UsageError(
-            f'{name}: its categories have the ids {_some(ids)}, expected a '
-            'number for each'
+            f'{name}: its categories have the ids {_first(ids)}, expected '
+            'another number for each'
         )
 
 
-def check_annotations(
-    content: dict[str, Any], min_size: float = 0
-) -> Findings:
-    """Look at every image record and annotation, and mend what can be.
+def check_annotations(content: dict[str, Any], min_size: float = 0) -> Defects:
+    """Check every image record and annotation, and mend what can be mended.
 
     Annotations that mmdet would choke on are taken out of ``content``; the
     others stay, since mmdet has its own ways to leave them out, which decide
     what its metric counts.
 
     Args:
-        content: See `read_json`.
+        content: See `read_annotations`.
         min_size: ``filter_cfg.min_size`` in pixels.
 
     Returns:
-        What was found.
+        What is wrong.
     """
-    findings = Findings()
-    images = _check_images(content['images'], findings, min_size)
+    defects = Defects()
+    sizes = _check_images(content['images'], defects, min_size)
     categories = {entry.get('id') for entry in content['categories']}
     seen: set[Any] = set()
     annotated: set[Any] = set()
-    good = []
+    kept = []
     for index, entry in enumerate(content['annotations']):
         number, image = entry.get('id'), entry.get('image_id')
-        category = entry.get('category_id')
-        if not (
-            _is_id(number)
-            and _is_id(image)
-            and _is_id(category)
-            and 'bbox' in entry
-        ):
-            findings.add(
-                'annotation without id, image_id, category_id or bbox',
-                number if _is_id(number) else f'annotations[{index}]',
+        wrong = _first_wrong(entry, PROPER_ANNOTATION)
+        if wrong:
+            defects.add(
+                'annotation without a proper id, image_id, category_id or '
+                'bbox',
+                f'annotations[{index}]: {wrong}',
             )
             continue
         if number in seen:
-            findings.add('annotation id used twice', number)
+            defects.add('annotation id used twice', number)
         seen.add(number)
         if isinstance(number, str) or number <= 0:
-            findings.add(NOT_POSITIVE, number)
-        kind = _box_defect(entry, images.get(image), findings)
-        if image not in images:
+            defects.add(NOT_POSITIVE, number)
+        kind = _box_defect(entry, sizes.get(image), defects)
+        if image not in sizes:
             kind = 'annotation of an unknown image'
-        elif category not in categories:
+        elif entry['category_id'] not in categories:
             kind = 'annotation of an unknown category'
         else:
             annotated.add(image)
         if kind:
-            findings.add(kind, number)
+            defects.add(kind, number)
         if kind != MALFORMED:
-            good.append(entry)
-    content['annotations'] = good
-    if good:
-        for image in images:
+            kept.append(entry)
+    content['annotations'] = kept
+    if kept:
+        for image in sizes:
             if image not in annotated:
-                findings.add('image without annotation', image)
-    return findings
+                defects.add('image without annotation', image)
+    return defects
 
 
 def _check_images(
-    entries: Sequence[dict[str, Any]], findings: Findings, min_size: float
+    entries: Sequence[dict[str, Any]], defects: Defects, min_size: float
 ) -> dict[Any, tuple[float, float]]:
-    """Look at the image records.
-
-    Returns:
-        Width and height in pixels of every image, by its id.
-    """
+    """Return width and height of every image in pixels, by its id."""
     records: dict[Any, dict[str, Any]] = {}
-    sizes: dict[Any, tuple[float, float]] = {}
     for index, entry in enumerate(entries):
-        number, file_name = entry.get('id'), entry.get('file_name')
-        width, height = entry.get('width', 0), entry.get('height', 0)
-        if not (
-            _is_id(number)
-            and isinstance(file_name, str)
-            and _is_finite(width)
-            and _is_finite(height)
-            and min(width, height) >= 1
-        ):
-            findings.add(
-                'image record without id, file_name, width or height',
-                number if _is_id(number) else f'images[{index}]',
+        number = entry.get('id')
+        wrong = _first_wrong(entry, PROPER_IMAGE)
+        if wrong:
+            defects.add(
+                'image record without a proper id, file_name, width or height',
+                f'images[{index}]: {wrong}',
             )
             continue
-        if not is_inside(file_name):
-            findings.add(
-                'file name that leads out of the image folder', repr(file_name)
+        if not is_inside(entry['file_name']):
+            defects.add(
+                'file name that leads out of the image folder',
+                reprlib.repr(entry['file_name']),
             )
-        if records and isinstance(number, str) != isinstance(
-            next(iter(records)), str
-        ):
-            findings.add('image ids of which some are text', number)
+        first = next(iter(records), number)
+        if isinstance(number, str) != isinstance(first, str):
+            defects.add('image ids of which some are text', number)
         if number in records:
             same = records[number] == entry
-            findings.add(
+            defects.add(
                 'image record given twice'
                 if same
                 else 'image id used by two images',
                 number,
             )
-        if min(width, height) < min_size:
-            findings.add('image smaller than filter_cfg.min_size', number)
+        if min(entry['width'], entry['height']) < min_size:
+            defects.add('image smaller than filter_cfg.min_size', number)
         records[number] = entry
-        sizes[number] = (width, height)
-    return sizes
+    return {
+        number: (entry['width'], entry['height'])
+        for number, entry in records.items()
+    }
 
 
 def is_inside(file_name: str) -> bool:
-    """Whether a file name stays below the folder it is joined to.
+    """Return whether a file name stays below the folder it is joined to.
 
     Args:
         file_name: As the annotation file has it; symbolic links are not
@@ -229,14 +212,14 @@ def is_inside(file_name: str) -> bool:
 def _box_defect(
     entry: dict[str, Any],
     size: tuple[float, float] | None,
-    findings: Findings,
+    defects: Defects,
 ) -> str | None:
-    """What is wrong with a box; the cases are mmdet's own.
+    """Return what is wrong with a box; the cases are mmdet's own.
 
     Args:
         entry: The annotation; a missing area and iscrowd are filled in.
         size: Width and height of the image; None if it is unknown.
-        findings: Receives what does not keep the box from being used.
+        defects: Receives what does not keep the box from being used.
     """
     box = entry['bbox']
     if not (
@@ -245,7 +228,7 @@ def _box_defect(
         return MALFORMED
     x, y, w, h = box
     if entry.get('area') is None or entry.get('iscrowd') is None:
-        findings.add('annotation without area or iscrowd', entry['id'])
+        defects.add('annotation without area or iscrowd', entry['id'])
         entry['area'] = w * h if entry.get('area') is None else entry['area']
         entry['iscrowd'] = entry.get('iscrowd') or 0
     if not (_is_finite(entry['area']) and entry['iscrowd'] in (0, 1)):
@@ -271,11 +254,41 @@ def _is_id(value: object) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether it is a number that float32 can hold."""
+    """Return whether it is a number that float32 can hold."""
     return type(value) in (int, float) and abs(value) < 1e38
 
 
-def _some(values: Sequence[Any]) -> str:
-    """A few of the values."""
+def _is_size(value: Any) -> bool:
+    return _is_finite(value) and value >= 1
+
+
+PROPER_IMAGE: dict[str, Callable[[Any], bool]] = {
+    'id': _is_id,
+    'file_name': lambda value: isinstance(value, str),
+    'width': _is_size,
+    'height': _is_size,
+}
+PROPER_ANNOTATION: dict[str, Callable[[Any], bool]] = {
+    'id': _is_id,
+    'image_id': _is_id,
+    'category_id': _is_id,
+    'bbox': lambda value: True,  # numbers that are none are left out
+}
+
+
+def _first_wrong(
+    entry: Mapping[str, Any], proper: Mapping[str, Callable[[Any], bool]]
+) -> str | None:
+    """Return the first key that is missing or has a wrong value, if any."""
+    for key, is_proper in proper.items():
+        if key not in entry:
+            return f'no {key}'
+        if not is_proper(entry[key]):
+            return f'{key}={reprlib.repr(entry[key])}'
+    return None
+
+
+def _first(values: Sequence[Any]) -> str:
+    """Return the first few of the values as text."""
     more = ', ...' if len(values) > 4 else ''
     return f'[{", ".join(map(repr, values[:4]))}{more}]'

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from lors_det.errors import UsageError
 
 #: Every defect that is looked for, and what becomes of what has it. A file
 #: with something `refused` starts no run. `docs/data.md` has the reasons.
 ANSWERS = {
     # What the annotation file says of images.
-    'image record without id, file_name, width or height': 'refused',
+    'image record without a proper id, file_name, width or height': 'refused',
     'image id used by two images': 'refused',
     'image ids of which some are text': 'refused',
     'file name that leads out of the image folder': 'refused',
@@ -22,7 +20,7 @@ ANSWERS = {
     'more boxes in an image than queries': 'used; no more are matched than '
     'there are queries',
     # What it says of boxes.
-    'annotation without id, image_id, category_id or bbox': 'refused',
+    'annotation without a proper id, image_id, category_id or bbox': 'refused',
     'annotation id used twice': 'refused',
     'annotation id that is no positive number': 'used; numbered anew for '
     'the metric, which takes 0 for unmatched',
@@ -40,6 +38,8 @@ ANSWERS = {
     'empty image file': 'replaced in training; no detections in testing',
     'file that is no image, or cut off': 'replaced in training; no '
     'detections in testing',
+    'image too thin to be resized': 'replaced in training; no detections in '
+    'testing',
     'image of another size than its record': 'used as it is',
     'image to be turned by its EXIF data': 'turned, unless its record has '
     'the size of the unturned image',
@@ -49,46 +49,33 @@ ANSWERS = {
     'image of 16 bits': 'used, the upper 8 bits',
     'image of a pixel or two': 'used, if filter_cfg.min_size lets it',
 }
+NUM_EXAMPLES = 5
 
 
-@dataclass
-class Finding:
-    """How often a defect occurs, and where.
-
-    Args:
-        count: Number of images or annotations that have it.
-        examples: The first few.
-    """
-
-    MAX_EXAMPLES = 5
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """The count and the examples."""
-        more = ', ...' if self.count > len(self.examples) else ''
-        return f'{self.count} ({", ".join(self.examples)}{more})'
-
-
-class Findings(dict[str, Finding]):
-    """Defects that were found; keys are those of `ANSWERS`."""
+class Defects(dict[str, list[object]]):
+    """Ids or file names that have each defect; keys are those of `ANSWERS`."""
 
     def add(self, kind: str, example: object) -> None:
-        """Count one.
+        """Add what has a defect.
 
         Args:
             kind: A key of `ANSWERS`.
             example: Names the image or annotation.
         """
         assert kind in ANSWERS, kind
-        found = self.setdefault(kind, Finding())
-        found.count += 1
-        if len(found.examples) < Finding.MAX_EXAMPLES:
-            found.examples.append(str(example))
+        self.setdefault(kind, []).append(example)
+
+    def examples(self, kind: str) -> list[str]:
+        """Return the first few that have a defect."""
+        return list(map(printable, self[kind][:NUM_EXAMPLES]))
+
+    def summary(self, kind: str) -> str:
+        """Return how many have a defect, and the first few."""
+        more = ', ...' if len(self[kind]) > NUM_EXAMPLES else ''
+        return f'{len(self[kind])} ({", ".join(self.examples(kind))}{more})'
 
     def raise_refused(self, name: str) -> None:
-        """Raise the first finding that is refused, if any is.
+        """Raise the first defect that is refused, if any is.
 
         Args:
             name: The annotation file.
@@ -98,4 +85,12 @@ class Findings(dict[str, Finding]):
         """
         for kind, answer in ANSWERS.items():
             if answer == 'refused' and kind in self:
-                raise UsageError(f'{name}: {kind}: {self[kind]}')
+                raise UsageError(f'{name}: {kind}: {self.summary(kind)}')
+
+
+def printable(value: object) -> str:
+    """Return a text that any terminal and log file can take.
+
+    JSON can hold lone surrogates, which UTF-8 cannot.
+    """
+    return str(value).encode('utf-8', 'backslashreplace').decode()
