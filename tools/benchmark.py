@@ -9,6 +9,7 @@ from pathlib import Path
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.benchmark import Options, build, measure, table
 from lors_det.analysis.tables import names_of
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write
@@ -45,7 +46,7 @@ def main():
     args = vars(parser.parse_args())
     paths = args.pop('configs')
     target = args.pop('json')
-    try:
+    with OneLineErrors():
         options = Options(**args)
         names = names_of(paths)
         if len(set(names)) < len(names):
@@ -54,13 +55,11 @@ def main():
             name: build(name, load_config(path).model, options)
             for name, path in zip(names, paths, strict=True)
         }
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
-    results = measure(models, options)
-    print(table(results, options))
-    if target:
-        found = {'options': asdict(options), 'results': results}
-        atomic_write(target, json.dumps(found, indent=1) + '\n')
+        results = measure(models, options)
+        print(table(results, options))
+        if target:
+            found = {'options': asdict(options), 'results': results}
+            atomic_write(target, json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -4,16 +4,14 @@
 import sys
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.check_dataset import check, parser
-from lors_det.errors import UsageError
 
 
 def main():
     """Parse the command line, check; exit 1 if a run would be refused."""
-    try:
+    with OneLineErrors():
         sys.exit(0 if check(parser().parse_args()) else 1)
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@
 import argparse
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.convert.command import convert_file
-from lors_det.errors import UsageError
 
 
 def main():
@@ -39,11 +39,9 @@ def main():
         '--overwrite', action='store_true', help='write over DST'
     )
     args = parser.parse_args()
-    try:
+    with OneLineErrors():
         for line in convert_file(**vars(args)):
             print(line)
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
 
 
 if __name__ == '__main__':

@@ -15,8 +15,8 @@ from lors_det.analysis.tables import (
     markdown_table,
     names_of,
 )
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.launch import load_config
-from lors_det.errors import UsageError
 
 
 def main():
@@ -40,15 +40,11 @@ def main():
         help='draw the parameters by part into a folder',
     )
     args = parser.parse_args()
-    try:
-        reports = {
-            name: report(load_config(path).model)
-            for name, path in zip(
-                names_of(args.configs), args.configs, strict=True
-            )
-        }
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
+    reports = {}
+    for name, path in zip(names_of(args.configs), args.configs, strict=True):
+        with OneLineErrors() as errors:
+            errors.cfg = load_config(path)
+            reports[name] = report(errors.cfg.model)
     if args.json:
         data = {name: asdict(found) for name, found in reports.items()}
         print(json.dumps(data, indent=2))

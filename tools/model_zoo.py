@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.zoo import zoo_page
-from lors_det.errors import UsageError
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,10 +17,8 @@ def main():
     argparse.ArgumentParser(
         description='Write docs/model_zoo.md from model-index.yml.'
     ).parse_args()
-    try:
+    with OneLineErrors():
         atomic_write(ROOT / 'docs' / 'model_zoo.md', zoo_page(ROOT))
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
 
 
 if __name__ == '__main__':

@@ -5,8 +5,8 @@ import argparse
 import signal
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.sweep import run_sweep
-from lors_det.errors import UsageError
 
 
 def main():
@@ -47,14 +47,8 @@ def main():
         help='check everything and print the commands; train nothing',
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
+    with OneLineErrors(how_to_resume='the same command resumes the sweep'):
         run_sweep(parser.parse_args())
-    except UsageError as error:
-        raise SystemExit(f'error: {error}') from None
-    except KeyboardInterrupt:
-        raise SystemExit(
-            'interrupted; the same command resumes the sweep'
-        ) from None
 
 
 if __name__ == '__main__':

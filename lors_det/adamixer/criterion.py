@@ -14,7 +14,6 @@ from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from lors_det.adamixer.builder import build_component
 from lors_det.adamixer.decoder import StageOutput
 from lors_det.adamixer.settings import check_loss_weights
 
@@ -52,14 +51,10 @@ class SetCriterion(nn.Module):
         loss_iou: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.assigner = build_component(
-            TASK_UTILS, assigner, 'criterion.assigner'
-        )
-        self.loss_cls = build_component(MODELS, loss_cls, 'criterion.loss_cls')
-        self.loss_bbox = build_component(
-            MODELS, loss_bbox, 'criterion.loss_bbox'
-        )
-        self.loss_iou = build_component(MODELS, loss_iou, 'criterion.loss_iou')
+        self.assigner = TASK_UTILS.build(assigner)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
+        self.loss_iou = MODELS.build(loss_iou)
         check_loss_weights(self)
 
     def forward(

@@ -14,7 +14,6 @@ from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
-from lors_det.adamixer.builder import build_component
 from lors_det.adamixer.decoder import StageOutput
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
@@ -68,12 +67,12 @@ class AdaMixer(BaseDetector):
         test_cfg = {} if test_cfg is None else test_cfg
         check_detector(num_queries, test_cfg, compile)
         self.max_per_img = test_cfg.get('max_per_img', num_queries)
-        self.backbone = build_component(MODELS, backbone, 'backbone')
-        self.neck = build_component(MODELS, neck, 'neck')
-        self.decoder = build_component(MODELS, decoder, 'decoder')
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck)
+        self.decoder = MODELS.build(decoder)
         check_fit(self.neck, self.decoder)
         self.queries = InitialQueries(num_queries, self.decoder.embed_dims)
-        self.criterion = build_component(MODELS, criterion, 'criterion')
+        self.criterion = MODELS.build(criterion)
         if compile is not False:
             self._compile_parts({} if compile is True else compile)
 

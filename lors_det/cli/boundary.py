@@ -25,37 +25,34 @@ from lors_det.errors import UsageError
 
 PathInConfig = tuple[str, ...]
 
-#: Settings that methods of mmengine's runner read without building anything.
-READ_BY_RUNNER = {
-    'build_logger': 'log_level',
-    'setup_env': 'env_cfg',
-    'set_randomness': 'randomness',
-    'wrap_model': 'model_wrapper_cfg',
-    'scale_lr': 'auto_scale_lr',
-    '_check_scheduler_cfg': 'param_scheduler',
-}
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNKNOWN_TYPE = r'is not in the .+ registry|^Failed to get '
+UNKNOWN_TYPE = r'is not in the .+ registry|^Failed to get'
+NO_CONFIG = 'cfg should be a dict|must contain the key "type"'
 
 
 class OneLineErrors:
     """Turn errors inside of a ``with`` block into one line and exit status 1.
 
-    Until the first batch is done, every error counts as a mistake in the
-    command or its config: the line is ``error: CONFIG: key.path=value:
+    `UsageError`, a full disk and Ctrl-C end in one line at any time. Once the
+    config is read and until the first batch is done, every other error counts
+    as a mistake in the config: the line is ``error: CONFIG: key.path=value:
     reason``, and the traceback goes to ``error.log`` in the work directory.
-    Later errors keep their traceback, but `UsageError`, a full disk and Ctrl-C
-    end in one line at any time.
+    Errors before and after that keep their traceback.
+
+    Args:
+        cfg: The config; or set it later, as an attribute.
+        how_to_resume: What a user is told after Ctrl-C, if it is no run with
+            a work directory.
 
     Attributes:
-        cfg: The config of the run, once it is read.
         loop: ``train`` or ``test``: whose settings are named first.
         first_batch_done: Whether the settings have proved to work.
         show_traceback: Whether to print the traceback too.
     """
 
-    def __init__(self) -> None:
-        self.cfg: Any = {}
+    def __init__(self, cfg: Any = None, how_to_resume: str = '') -> None:
+        self.cfg = cfg or {}
+        self.how_to_resume = how_to_resume
         self.loop = 'train'
         self.first_batch_done = False
         self.show_traceback = False
@@ -79,7 +76,7 @@ class OneLineErrors:
         """
         resume = self._how_to_resume()
         if isinstance(error, KeyboardInterrupt):
-            print(f'\ninterrupted; {resume}', file=sys.stderr)
+            print(f'\ninterrupted{resume}', file=sys.stderr)
             raise SystemExit(130) from None
         if not isinstance(error, Exception):
             return
@@ -88,8 +85,8 @@ class OneLineErrors:
             line = str(error)
         elif isinstance(error, OSError) and error.errno in NO_SPACE:
             folder = self.cfg.get('work_dir') or error.filename
-            line = f'{folder}: {error.strerror}: make room; {resume}'
-        elif self.first_batch_done:
+            line = f'{folder}: {error.strerror}: make room{resume}'
+        elif self.first_batch_done or not self.cfg:
             return
         else:
             line = self._describe(error) + self._log(text)
@@ -102,9 +99,7 @@ class OneLineErrors:
         raise SystemExit(f'error: {line}') from None
 
     def _describe(self, error: Exception) -> str:
-        """Name the setting that is wrong, if there is a config yet."""
-        if not self.cfg:
-            return one_line(error)
+        """Name the setting that is wrong."""
         from mmengine.runner import Runner  # late: --help needs no torch
 
         taken = inspect.signature(Runner.__init__).parameters
@@ -116,17 +111,22 @@ class OneLineErrors:
             return f'CONFIG: {one_line(error)}'
 
     def _how_to_resume(self) -> str:
+        """Return the end of a message about a run that did not finish."""
         folder = self.cfg.get('work_dir')
-        if not folder or not any(Path(folder).glob('*.pth')):
-            return 'no checkpoint was written'
+        if not folder:
+            return self.how_to_resume and f'; {self.how_to_resume}'
+        if not any(Path(folder).glob('*.pth')):
+            return '; no checkpoint was written'
         return (
-            'the same command with --resume continues from the last '
+            '; the same command with --resume continues from the last '
             f'checkpoint in {folder}'
         )
 
     def _log(self, text: str) -> str:
         """Append a traceback to the log; return where it can be read."""
-        path = Path(self.cfg.get('work_dir') or '/no/work_dir', 'error.log')
+        if not self.cfg.get('work_dir'):
+            return ''
+        path = Path(self.cfg['work_dir'], 'error.log')
         try:
             with path.open('a', encoding='utf-8') as file:
                 file.write(text)
@@ -174,8 +174,6 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
     path = _part_in_use(frames, settings)
     node = _get(settings, path)
     text = one_line(error)
-    if isinstance(node, Mapping):  # some messages begin with the class
-        text = text.removeprefix(f'{node.get("type")}.')
     keyed = re.match(r'(?:model\.)?((\w+)[\w.]*)=', text)
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
     if keyed:  # the message names its key: complete the path
@@ -190,11 +188,14 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
         path = (*path, 'type')
         text = _unknown_type(str(node['type']), frames)
     elif isinstance(error, URLError):
-        path = _file_in_use(frames, settings)
-        text = _not_downloaded(error, '.'.join(path))
-    elif isinstance(error, OSError) and error.filename:
-        path = _file_in_use(frames, settings, error.filename) or path
+        text = f'cannot be downloaded ({error.reason}); where there is no '
+        text += 'network, fetch the file elsewhere and give its path'
+    elif re.search(NO_CONFIG, text):
+        wanted = _local(frames, 'cfg')
+        path = next((p for p, v in _walk(node, path) if v is wanted), path)
+        text = "expected a dict with 'type'"
     else:
+        path = _file_in_text(text, settings) or path
         path = _key_in_text(text, path, settings)
     if not path:
         return f'CONFIG: {text}'
@@ -250,19 +251,26 @@ def _part_in_use(
 ) -> PathInConfig:
     """Find the part of the config that was being built, or else used.
 
-    Functions that build a part have its config as an argument.
+    Functions that build a part have its config as an argument; methods of the
+    runner have arguments named like the settings that they read.
     """
-    if any(frame.f_code.co_name == 'load_or_resume' for frame in frames):
-        return ('load_from',)
     for frame in frames:
         code = frame.f_code
-        if 'mmengine' in code.co_filename and code.co_name in READ_BY_RUNNER:
-            return (READ_BY_RUNNER[code.co_name],)
+        names = code.co_varnames[: code.co_argcount]
+        if code.co_name == 'load_or_resume':
+            return ('load_from',)
+        if code.co_name == 'set_randomness':
+            return ('randomness',)
         if code.co_name.lstrip('_').startswith('build'):
-            for name in code.co_varnames[: code.co_argcount]:
+            for name in names:
                 path = _most_similar(frame.f_locals.get(name), settings)
                 if path:
                     return path
+        is_runner = code.co_filename.endswith('mmengine/runner/runner.py')
+        if is_runner and code.co_name != '__init__':
+            for name in names:
+                if name in settings:
+                    return (name,)
     for frame in frames:
         # mmengine drops the traceback of some errors of hooks.
         user = frame.f_locals.get('hook', frame.f_locals.get('self'))
@@ -294,16 +302,12 @@ def _most_similar(wanted: Any, settings: dict[str, Any]) -> PathInConfig:
     return best[1]
 
 
-def _file_in_use(
-    frames: list[FrameType], settings: dict[str, Any], name: Any = None
-) -> PathInConfig:
-    """Find the setting that names the file that was being read."""
-    names = [name] if name else []
-    for frame in frames:
-        names += [frame.f_locals.get(key) for key in ('filename', 'url')]
-    wanted = {os.path.abspath(each) for each in names if type(each) is str}
+def _file_in_text(text: str, settings: dict[str, Any]) -> PathInConfig:
+    """Find the setting that names the file that a message begins with."""
     for path, value in _walk(settings):
-        if isinstance(value, str) and os.path.abspath(value) in wanted:
+        if isinstance(value, str) and text.startswith(
+            (f'{value}: ', f'{os.path.abspath(value)}: ')
+        ):
             return path
     return ()
 
@@ -331,19 +335,6 @@ def _key_in_text(
             if found and found[-1] in words and '_' in found[-1]:
                 return found
     return path
-
-
-def _not_downloaded(error: URLError, key: str) -> str:
-    """Say what to do where there is no network."""
-    text = (
-        f'cannot be downloaded ({error.reason}); where there is no network, '
-        f'fetch the file elsewhere and give its path with --cfg-options '
-        f'{key}=PATH'
-    )
-    if key.endswith('init_cfg.checkpoint'):
-        random = key.removesuffix('.checkpoint')
-        text += f', or train from random weights with {random}=None'
-    return text
 
 
 def _unknown_type(name: str, frames: list[FrameType]) -> str:

@@ -39,15 +39,20 @@ READ = {
 }
 
 
-def check_options(cfg: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Check that something reads the settings of the command line.
+def check_options(
+    cfg: Mapping[str, Any],
+    options: Mapping[str, Any],
+    source: str = '--cfg-options',
+) -> None:
+    """Check that something reads the settings that change a config.
 
     A part that is built from a dict with ``type`` refuses a key that it does
     not know; this looks at the other dicts.
 
     Args:
         cfg: The config without the options.
-        options: ``--cfg-options``: values by ``key.path``.
+        options: Values by ``key.path``.
+        source: Where they are from, for messages.
 
     Raises:
         UsageError: If nothing reads a key.
@@ -63,7 +68,7 @@ def check_options(cfg: Mapping[str, Any], options: Mapping[str, Any]) -> None:
                 break
             if read and name not in read and name not in node:
                 raise UsageError(
-                    f'--cfg-options {option}={value!r}: nothing reads '
+                    f'{source} {option}={value!r}: nothing reads '
                     f'{name!r}{suggest(name, (*read, *node))}'
                 )
             node, parent = node.get(name, {}), name

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import fcntl
 import io
 import itertools
@@ -16,36 +15,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import get_git_hash
 from scipy import stats
 
-from lors_det.adamixer.settings import STACKS
 from lors_det.analysis.costs import build_on_meta
 from lors_det.analysis.tables import markdown_table
-from lors_det.cli.checks import check_dataset
+from lors_det.cli.boundary import OneLineErrors, suggest
+from lors_det.cli.checks import check_dataset, check_options
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, check_file
-from lors_det.lors import StackConfig, count_parameters
+from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'
-KINDS = {
-    'configs': (str, 'files'),
-    'seeds': (int, 'integers'),
-    'command': (str, 'words'),
-}
+KINDS = {'configs': str, 'seeds': int, 'command': str}
 NO_METRICS = ('step', 'epoch', 'time', 'data_time')
 # Columns before `seed` say what was trained; those behind `best` are metrics.
 NEEDED = ('run', 'seed', 'settings', 'parameters', 'seconds_per_step', 'best')
@@ -88,18 +81,12 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training of a sweep.
+class _Run:
+    """One training of a sweep."""
 
-    Args:
-        name: Name of its folder and its row.
-        content: Of the config file that it is trained with.
-        row: What its row begins with.
-    """
-
-    name: str
-    content: str
-    row: dict[str, Any]
+    name: str  # of its folder and its row
+    content: str  # of its config file
+    row: dict[str, Any]  # what its row begins with
 
 
 def run_sweep(args: argparse.Namespace) -> None:
@@ -126,39 +113,40 @@ def run_sweep(args: argparse.Namespace) -> None:
             command = shlex.join(_command(run, sweep, folder))
             print(f'{run.name}:', command if run in waiting else 'finished')
         return
-    if args.parallel < 1:
-        raise UsageError(f'--parallel {args.parallel}: expected 1 or more')
-    failed: list[str] = []
-    repeated: list[Run] = []
-    with lock_folder(folder) as lock:
+    failed = []
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    with _lock(folder) as lock:
         waiting = _unfinished(runs, results, folder)
         print(f'{len(runs) - len(waiting)} of {len(runs)} runs are finished')
-        processes = _train(waiting, sweep, folder, lock, args.parallel)
-        with closing(processes):
-            for run, status in processes:
-                log = {} if status else _read_log(folder / run.name)
-                if log:
-                    _add_row(results, run, log, runs)
-                    print(f'{run.name}: finished, best {log["best"]}')
-                elif (
-                    status == 0
-                    and run not in repeated
-                    and (
-                        last := find_latest_checkpoint(str(folder / run.name))
+        by_name = {run.name: run for run in runs}
+        threads = {'OMP_NUM_THREADS': '1'} if args.parallel > 1 else {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < max(1, args.parallel):
+                    run = waiting.pop(0)
+                    print(f'{run.name}: training', flush=True)
+                    running[run.name] = _start(
+                        run, sweep, folder, lock, {**threads, **os.environ}
                     )
-                ):
-                    # It was killed between its last checkpoint and the
-                    # evaluation, and mmengine evaluates only after training:
-                    # train the last part once more.
-                    Path(last).unlink(missing_ok=True)
-                    repeated.append(run)
-                    waiting.insert(0, run)
-                else:
-                    message = _failure(run, status, folder)
+                time.sleep(0.2)
+                for name, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    log = _read_log(folder / name)
+                    if log and not process.returncode:
+                        _add_row(results, by_name[name], log, list(by_name))
+                        print(f'{name}: finished, best {log["best"]}')
+                        continue
+                    message = _failure(folder / name, process.returncode)
                     if not args.keep_going:
                         raise UsageError(message)
                     print(message, flush=True)
-                    failed.append(run.name)
+                    failed.append(name)
+        finally:
+            for process in running.values():
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
     if results.is_file():
         print('table and plot:', *write_summary(results))
     if failed:
@@ -187,42 +175,43 @@ def read_sweep(path: str) -> Sweep:
         raise UsageError(f'SWEEP: {path}: expected keys out of {known}')
     for key in found:
         if key not in known:
-            raise UsageError(f'SWEEP: no key {key!r}; {_nearest(key, known)}')
+            raise UsageError(f'SWEEP: no key {key!r}{suggest(key, known)}')
     sweep = Sweep(**{'configs': None, 'seeds': None, **found})
     for key in ('grid', 'options'):
-        if not isinstance(getattr(sweep, key), dict):
-            raise UsageError(f'SWEEP: {key}: expected settings by their key')
-    lists = [(f'grid.{key}', values) for key, values in sweep.grid.items()]
+        value = getattr(sweep, key)
+        if not isinstance(value, dict) or SEED in value:
+            raise UsageError(
+                f'SWEEP: {key}={value!r}: expected settings by their key, and '
+                f'the values of {SEED} under seeds'
+            )
+    lists = [(f'grid.{key}', each) for key, each in sweep.grid.items()]
     lists += [(key, getattr(sweep, key)) for key in KINDS]
     for key, value in lists:
-        kind, what = KINDS.get(key, (object, 'values'))
+        kind = KINDS.get(key, object)
         is_list = isinstance(value, list) and len(value) > 0
-        if not is_list or not all(isinstance(entry, kind) for entry in value):
+        if not is_list or not all(isinstance(each, kind) for each in value):
+            what = kind.__name__ if key in KINDS else 'values'
             raise UsageError(
                 f'SWEEP: {key}={value!r}: expected a list of {what}'
             )
-    for key in sweep.grid:
-        if key in sweep.options:
-            raise UsageError(f'SWEEP: {key}: is in grid and in options')
-    if SEED in (*sweep.grid, *sweep.options):
-        raise UsageError(f'SWEEP: {SEED}: name the seeds under seeds')
     return sweep
 
 
-def _list_runs(sweep: Sweep) -> list[Run]:
+def _list_runs(sweep: Sweep) -> list[_Run]:
     """List every config with every cell of the grid and every seed."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, _Run] = {}
+    commit = get_git_hash(digits=12)
     for config in sweep.configs:
         for cell in itertools.product(*sweep.grid.values()):
             values = dict(zip(sweep.grid, cell, strict=True))
-            tree, parameters = _build(config, sweep.options, values)
+            options = {**sweep.options, **values}
+            tree, parameters = _build(config, options)
             parts = [Path(config).stem]
             for key, value in values.items():
                 text = re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
                 parts.append(f'{key.split(".")[-1]}-{text}')
             loop = tree['train_cfg'] or {}
-            length = loop.get('max_epochs') or loop.get('max_iters')
-            unit = 'epochs' if 'max_epochs' in loop else 'iterations'
+            unit = 'epochs' if 'max_epochs' in loop else 'iters'
             for seed in sweep.seeds:
                 name = '_'.join([*parts, f'seed-{seed}'])
                 if name in runs:
@@ -237,174 +226,126 @@ def _list_runs(sweep: Sweep) -> list[Run]:
                 row = {
                     'run': name,
                     'config': config,
-                    **sweep.options,
-                    **values,
+                    **options,
                     'seed': seed,
                     'settings': sha256(content.encode()).hexdigest()[:12],
-                    'commit': get_git_hash(digits=12),
-                    'schedule': f'{length} {unit}',
+                    'commit': commit,
+                    'schedule': f'{loop.get(f"max_{unit}")} {unit}',
                     'parameters': parameters,
                 }
-                runs[name] = Run(name, content, row)
+                runs[name] = _Run(name, content, row)
     return list(runs.values())
 
 
 def _build(
-    config: str, options: Mapping[str, Any], values: Mapping[str, Any]
+    config: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], int]:
     """Return a changed config, and the number of its model's parameters."""
     cfg = load_config(config)
-    tree = cfg.to_dict()
-    decoder = (tree.get('model') or {}).get('decoder') or {}
-    if decoder.get('type') == 'AdaMixerDecoder':
-        known_fields = dict.fromkeys(
-            entry.name for entry in fields(StackConfig)
-        )
-        decoder['stacks'] = dict.fromkeys(STACKS, known_fields)
-    known = list(_keys(tree))
-    for key in (*options, *values):
-        if key not in known:
-            raise UsageError(
-                f'SWEEP: {config} sets no {key}; {_nearest(key, known)}'
-            )
-    what = ', '.join([config, *(f'{k}={v}' for k, v in values.items())])
-    try:
-        cfg.merge_from_dict({**options, **values})
-        model = build_on_meta(cfg.model)
-    except Exception as error:  # any that a class raises
-        text = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        raise UsageError(f'SWEEP: {what}: {text}') from error
+    check_options(cfg, options, 'SWEEP:')
+    with OneLineErrors() as errors:
+        errors.cfg = cfg
+        cfg.merge_from_dict(options)
+        parameters = count_parameters(build_on_meta(cfg.model)).total
     if cfg.get('val_cfg') is None:
-        raise UsageError(f'SWEEP: {what}: val_cfg=None: nothing to compare')
+        raise UsageError(f'SWEEP: {config}: val_cfg=None: nothing to compare')
     for loop in ('train', 'val'):
         check_dataset(cfg, loop)
-    return cfg.to_dict(), count_parameters(model).total
+    return cfg.to_dict(), parameters
 
 
-def _keys(value: Any, prefix: str = '') -> Iterator[str]:
-    """Yield the dotted keys of nested mappings and lists."""
-    if isinstance(value, (list, tuple)):
-        value = {str(index): entry for index, entry in enumerate(value)}
-    for key, entry in value.items() if isinstance(value, dict) else ():
-        yield f'{prefix}{key}'
-        yield from _keys(entry, f'{prefix}{key}.')
-
-
-def _nearest(key: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, 1, 0)
-    return f'the nearest is {near[0]}' if near else 'there is none'
-
-
-def _unfinished(runs: list[Run], results: Path, folder: Path) -> list[Run]:
+def _unfinished(runs: list[_Run], results: Path, folder: Path) -> list[_Run]:
     """Return runs without a row; refuse what has other settings."""
     rows = _read_rows(results)
-    digests = dict(zip(rows['run'], rows['settings'], strict=True))
+    finished = dict(zip(rows['run'], rows['settings'], strict=True))
     for run in runs:
-        work_dir, file = folder / run.name, folder / f'{run.name}.py'
-        if run.name in digests:
-            place, is_same = results, digests[run.name] == run.row['settings']
+        file, work_dir = folder / f'{run.name}.py', folder / run.name
+        if run.name in finished:
+            is_same = finished[run.name] == run.row['settings']
         else:
-            old = file.read_text('utf-8') if file.is_file() else None
-            place = work_dir
-            is_same = old == run.content or not any(work_dir.glob('*.pth'))
+            is_same = (
+                not any(work_dir.glob('*.pth'))
+                or not file.is_file()
+                or file.read_text('utf-8') == run.content
+            )
         if not is_same:
             raise UsageError(
-                f'{run.name} was trained with other settings ({place}): '
-                'remove it there to train it anew, or name another --work-dir'
+                f'{run.name} was trained with other settings: remove its row '
+                f'in {results} and {work_dir}, or name another --work-dir'
             )
-    return [run for run in runs if run.name not in digests]
+    return [run for run in runs if run.name not in finished]
 
 
-def _command(run: Run, sweep: Sweep, folder: Path) -> list[str]:
+def _command(run: _Run, sweep: Sweep, folder: Path) -> list[str]:
     command = [sys.executable if c == 'python' else c for c in sweep.command]
     work_dir = str(folder / run.name)
     return [*command, f'{work_dir}.py', '--work-dir', work_dir, '--resume']
 
 
-def _train(
-    waiting: list[Run], sweep: Sweep, folder: Path, lock: int, parallel: int
-) -> Generator[tuple[Run, int]]:
-    """Train runs, some at a time; yield each with its exit status."""
-    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    threads = {'OMP_NUM_THREADS': '1'} if parallel > 1 else {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                run = waiting.pop(0)
-                print(f'{run.name}: training', flush=True)
-                (folder / run.name).mkdir(exist_ok=True)
-                atomic_write(folder / f'{run.name}.py', run.content)
-                with (folder / run.name / 'output.log').open('wb') as output:
-                    process = subprocess.Popen(
-                        _command(run, sweep, folder),
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env={**threads, **os.environ},
-                        start_new_session=True,  # to stop all its processes
-                        pass_fds=(lock,),
-                    )
-                running.append((run, process))
-            time.sleep(0.2)
-            for run, process in list(running):
-                if process.poll() is not None:
-                    running.remove((run, process))
-                    yield run, process.returncode
-    finally:
-        for _, process in running:
-            os.killpg(process.pid, signal.SIGTERM)
-        for _, process in running:
-            process.wait()
+def _start(
+    run: _Run, sweep: Sweep, folder: Path, lock: IO[str], env: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start to train in a process group of its own."""
+    (folder / run.name).mkdir(exist_ok=True)
+    atomic_write(folder / f'{run.name}.py', run.content)
+    with (folder / run.name / 'output.log').open('wb') as output:
+        return subprocess.Popen(
+            _command(run, sweep, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,  # to stop all its processes
+            pass_fds=(lock.fileno(),),
+        )
 
 
-def _failure(run: Run, status: int, folder: Path) -> str:
+def _failure(work_dir: Path, status: int) -> str:
     """Print the last lines of a run; return one line for the user."""
-    output = folder / run.name / 'output.log'
+    output = work_dir / 'output.log'
     lines = output.read_text('utf-8', errors='replace').splitlines()
     print(*lines[-10:], sep='\n', flush=True)
-    what = (
-        f'failed with exit status {status}' if status else 'did not evaluate'
-    )
-    return f'{run.name} {what}; all of its output: {output}'
+    if status:
+        what = f'failed with exit status {status}'
+    else:  # mmengine evaluates after training only, not when it resumes
+        what = 'did not evaluate: delete its last checkpoint to train from '
+        what += 'the one before'
+    return f'{work_dir.name} {what}; all of its output: {output}'
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[int]:
+def _lock(folder: Path) -> IO[str]:
     """Lock a folder until this process and all that inherit the file end."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / '.lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f'--work-dir {folder}: another sweep, or a run that it left '
-                'behind, is at work there'
-            ) from None
-        yield file.fileno()
+    file = (folder / '.lock').open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f'--work-dir {folder}: another sweep, or a run that it left '
+            'behind, is at work there'
+        ) from None
+    return file
 
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    times: list[float] = []
-    evaluations: list[dict[str, Any]] = []
-    is_evaluated = False
+    starts: list[list[dict[str, Any]]] = [[]]
     for start in sorted(work_dir.glob('*/vis_data')):
-        is_evaluated = False
+        starts.append([])
         file = start / 'scalars.json'
         for line in file.read_text().splitlines() if file.is_file() else ():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut off when the run was killed
-            is_evaluated = 'iter' not in record
-            if not is_evaluated:
-                times.append(record['time'])
-                continue
-            for key in NO_METRICS:
-                record.pop(key, None)
-            evaluations.append({k.split('/')[-1]: record[k] for k in record})
-    if not is_evaluated:
+            # The last line is cut off where a run was killed.
+            if line.endswith('}'):
+                starts[-1].append(json.loads(line))
+    if not starts[-1] or 'iter' in starts[-1][-1]:
         return {}
+    records = list(itertools.chain(*starts))
+    evaluations = [
+        {k.split('/')[-1]: v for k, v in each.items() if k not in NO_METRICS}
+        for each in records
+        if 'iter' not in each
+    ]
+    times = [each['time'] for each in records if 'iter' in each]
     first = next(iter(evaluations[-1]))
     return {
         'seconds_per_step': pd.Series(times, dtype=float).median(),
@@ -417,10 +358,7 @@ def _read_rows(results: Path) -> pd.DataFrame:
     """Read the rows of finished runs, as text."""
     if not results.is_file():
         return pd.DataFrame(columns=list(NEEDED))
-    try:
-        rows = pd.read_csv(results, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise UsageError(f'{results} is no CSV: {error}') from None
+    rows = pd.read_csv(results, dtype=str, keep_default_na=False)
     for column in NEEDED:
         if column not in rows:
             raise UsageError(f'{results} has no column {column!r}')
@@ -428,7 +366,7 @@ def _read_rows(results: Path) -> pd.DataFrame:
 
 
 def _add_row(
-    results: Path, run: Run, log: Mapping[str, Any], runs: list[Run]
+    results: Path, run: _Run, log: Mapping[str, Any], order: list[str]
 ) -> None:
     """Add the row of a run that has finished; sort as the sweep does."""
     old = _read_rows(results)
@@ -436,9 +374,10 @@ def _add_row(
     # The settings of all rows go before the seed.
     settings = [*_before_seed(old), *_before_seed(run.row)]
     columns = dict.fromkeys([*settings, *rows.columns])
-    order = {run.name: index for index, run in enumerate(runs)}
     rows = rows[list(columns)].sort_values(
-        'run', key=lambda names: names.map(order), kind='stable'
+        'run',
+        key=lambda names: names.map({n: i for i, n in enumerate(order)}),
+        kind='stable',
     )
     atomic_write(results, rows.to_csv(index=False))
 
@@ -488,15 +427,12 @@ def write_summary(results: Path) -> list[Path]:
 
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    for (label, cell), spread in zip(cells, std[metrics[0]], strict=True):
-        axes.errorbar(
-            cell['parameters'].mean() / 1e6,
-            cell[metrics[0]].mean(),
-            yerr=spread,
-            fmt='o',
-            capsize=3,
-            label=', '.join(label),
-        )
+    millions = mean['parameters'] / 1e6
+    for label, x, y, spread in zip(
+        cells.groups, millions, mean[metrics[0]], std[metrics[0]], strict=True
+    ):
+        label = ', '.join(label) if isinstance(label, tuple) else label
+        axes.errorbar(x, y, yerr=spread, fmt='o', capsize=3, label=label)
     axes.set_xlabel('parameters [millions]')
     axes.set_ylabel(f'{metrics[0]}, mean ± standard deviation over seeds')
     figure.legend(loc='outside lower center', fontsize='small')

@@ -66,7 +66,7 @@ def test_a_sweep_that_is_ended_once(tmp_path: Path) -> None:
     rows = pd.read_csv(out / 'results.csv')
     assert list(rows['config']) == [CONFIG] * 2
     assert list(rows['seed']) == [0, 1]
-    assert list(rows['schedule']) == ['3 iterations'] * 2
+    assert list(rows['schedule']) == ['3 iters'] * 2
     assert rows['best'].between(0, 1).all()
     assert (rows['bbox_mAP'] <= rows['bbox_mAP_50']).all()
     assert (rows['seconds_per_step'] > 0).all()
