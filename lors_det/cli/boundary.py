@@ -174,6 +174,8 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
     path = _part_in_use(frames, settings)
     node = _get(settings, path)
     text = one_line(error)
+    if isinstance(node, Mapping):  # some messages begin with the class
+        text = text.removeprefix(f'{node.get("type")}.')
     keyed = re.match(r'(?:model\.)?((\w+)[\w.]*)=', text)
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
     if keyed:  # the message names its key: complete the path

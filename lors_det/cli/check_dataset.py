@@ -7,19 +7,15 @@ import argparse
 import contextlib
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
-import numpy as np
 from mmcv.transforms import TRANSFORMS
 from mmdet.registry import DATASETS
-from mmengine.fileio import get
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -28,43 +24,22 @@ from lors_det.cli.checks import datasets_of
 from lors_det.cli.launch import load_config
 from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.defects import ANSWERS
-from lors_det.datasets.images import LoadCheckedImage, checked_pipeline
+from lors_det.datasets.images import (
+    LoadCheckedImage,
+    checked_pipeline,
+    inspect_image,
+)
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write
 
-SPLITS = ('train', 'val', 'test')
 DATASET_TYPES = ('CocoDataset', 'CheckedCocoDataset')
-EXIF_ORIENTATION = 0x112
-TINY = 2  # pixels
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of tools/check_dataset.py."""
-    result = argparse.ArgumentParser(
-        description='Read the annotations and every image of a config, and '
-        'tell what a run makes of them (docs/data.md). Exit status 1: a run '
-        'would be refused.'
-    )
-    result.add_argument('config', help='config file')
-    result.add_argument('--split', choices=[*SPLITS, 'all'], default='all')
-    result.add_argument(
-        '--json', metavar='FILE', help='write the results to a file, too'
-    )
-    result.add_argument(
-        '--num-workers',
-        type=int,
-        default=min(8, os.cpu_count() or 1),
-        metavar='N',
-        help='processes that read images (%(default)s); 0 for none but this',
-    )
-    return result
 
 
 def check(args: argparse.Namespace) -> bool:
     """Print what is wrong with the data of a config.
 
     Args:
-        args: Parsed arguments of `parser`.
+        args: Parsed arguments of tools/check_dataset.py.
 
     Returns:
         Whether a run would start.
@@ -76,7 +51,7 @@ def check(args: argparse.Namespace) -> bool:
     cfg = load_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     num_queries = (cfg.get('model') or {}).get('num_queries')
-    splits = SPLITS if args.split == 'all' else (args.split,)
+    splits = ('train', 'val', 'test') if args.split == 'all' else [args.split]
     results: list[dict[str, Any]] = []
     seen: list[Mapping[str, Any]] = []
     for split in splits:
@@ -139,14 +114,8 @@ def check_dataset(
             f'{name}.type={config.get("type")!r}: only {list(DATASET_TYPES)} '
             'can be checked'
         )
-    dataset: CheckedCocoDataset = DATASETS.build(
-        {
-            **config,
-            'type': CheckedCocoDataset,
-            'pipeline': [],
-            'lazy_init': True,
-        }
-    )
+    ours = {'type': CheckedCocoDataset, 'pipeline': [], 'lazy_init': True}
+    dataset: CheckedCocoDataset = DATASETS.build({**config, **ours})
     refused = None
     try:
         with _quiet():
@@ -159,7 +128,9 @@ def check_dataset(
     for info in infos:
         if num_queries and len(info['instances']) > num_queries:
             defects.add('more boxes in an image than queries', info['img_id'])
-    loader = _loader(config.get('pipeline') or [])
+    pipeline = checked_pipeline(config.get('pipeline') or [])
+    loads = [each for each in pipeline if each['type'] is LoadCheckedImage]
+    loader = TRANSFORMS.build(loads[0]) if loads else LoadCheckedImage()
     inspected = _inspect_images(loader, infos, num_workers)
     for info, kinds in zip(infos, inspected, strict=True):
         for kind in kinds:
@@ -180,44 +151,6 @@ def check_dataset(
     }
 
 
-def inspect_image(
-    loader: LoadCheckedImage, path: str, size: tuple[int, int]
-) -> list[str]:
-    """Return all that is noteworthy about an image file.
-
-    Args:
-        loader: What a run would read it with.
-        path: The file.
-        size: Height and width in pixels that its record says.
-
-    Returns:
-        Keys of ``ANSWERS``.
-    """
-    image, defect = loader.read(path, size)
-    found = [defect] if defect else []
-    if image is None:
-        return found
-    content = get(path, backend_args=loader.backend_args)
-    try:
-        with Image.open(io.BytesIO(content)) as header:  # decodes no pixel
-            mode, turned = header.mode, header.getexif().get(EXIF_ORIENTATION)
-    except Exception:
-        mode, turned = '', None  # cv2 reads some formats that Pillow does not
-    raw = loader.decode(content, 'unchanged')
-    is_16_bit = mode.startswith('I') or (
-        raw is not None and raw.dtype == np.uint16
-    )
-    noteworthy = {
-        'image of a pixel or two': min(image.shape[:2]) <= TINY,
-        'image of 16 bits': is_16_bit,
-        'grey image': mode in ('1', 'L', 'LA', 'I', 'I;16'),
-        'image with transparency': 'A' in mode,
-        'image in CMYK': mode == 'CMYK',
-        'image to be turned by its EXIF data': turned not in (None, 1),
-    }
-    return found + [kind for kind, holds in noteworthy.items() if holds]
-
-
 def _inspect_images(
     loader: LoadCheckedImage, infos: list[dict[str, Any]], num_workers: int
 ) -> Iterator[list[str]]:
@@ -225,26 +158,13 @@ def _inspect_images(
     paths = [info['img_path'] for info in infos]
     sizes = [(int(info['height']), int(info['width'])) for info in infos]
     inspect = partial(inspect_image, loader)
+    found: Iterator[list[str]] = map(inspect, paths, sizes)
     with contextlib.ExitStack() as stack:
         if num_workers:
             pool = stack.enter_context(ProcessPoolExecutor(num_workers))
             found = pool.map(inspect, paths, sizes, chunksize=32)
-        else:
-            found = map(inspect, paths, sizes)
         console = Console(stderr=True)
         yield from track(found, 'images', len(infos), console=console)
-
-
-def _loader(pipeline: Iterable[Any]) -> LoadCheckedImage:
-    """Return what the pipeline loads images with."""
-    for transform in checked_pipeline(pipeline):
-        if (
-            isinstance(transform, Mapping)
-            and transform['type'] is LoadCheckedImage
-        ):
-            loader: LoadCheckedImage = TRANSFORMS.build(transform)
-            return loader
-    return LoadCheckedImage()
 
 
 @contextlib.contextmanager

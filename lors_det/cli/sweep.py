@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -39,9 +39,9 @@ from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'
 KINDS = {'configs': str, 'seeds': int, 'command': str}
-NO_METRICS = ('step', 'epoch', 'time', 'data_time')
-# Columns before `seed` say what was trained; those behind `best` are metrics.
-NEEDED = ('run', 'seed', 'settings', 'parameters', 'seconds_per_step', 'best')
+# Columns with a '/' are metrics; the others, but these, say what was trained.
+COLUMNS = ('run', 'seed', 'settings', 'commit', 'schedule')
+NUMBERS = ('parameters', 'seconds_per_step', 'best')
 LEGEND = (
     'Mean ± standard deviation (n - 1) over the runs, last evaluation; best: '
     'the best evaluation of the first metric. Change: of the first metric '
@@ -341,7 +341,7 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
         return {}
     records = list(itertools.chain(*starts))
     evaluations = [
-        {k.split('/')[-1]: v for k, v in each.items() if k not in NO_METRICS}
+        {key: value for key, value in each.items() if '/' in key}
         for each in records
         if 'iter' not in each
     ]
@@ -357,9 +357,9 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
 def _read_rows(results: Path) -> pd.DataFrame:
     """Read the rows of finished runs, as text."""
     if not results.is_file():
-        return pd.DataFrame(columns=list(NEEDED))
+        return pd.DataFrame(columns=[*COLUMNS, *NUMBERS])
     rows = pd.read_csv(results, dtype=str, keep_default_na=False)
-    for column in NEEDED:
+    for column in (*COLUMNS, *NUMBERS):
         if column not in rows:
             raise UsageError(f'{results} has no column {column!r}')
     return rows
@@ -369,21 +369,11 @@ def _add_row(
     results: Path, run: _Run, log: Mapping[str, Any], order: list[str]
 ) -> None:
     """Add the row of a run that has finished; sort as the sweep does."""
-    old = _read_rows(results)
-    rows = pd.DataFrame([*old.to_dict('records'), {**run.row, **log}])
-    # The settings of all rows go before the seed.
-    settings = [*_before_seed(old), *_before_seed(run.row)]
-    columns = dict.fromkeys([*settings, *rows.columns])
-    rows = rows[list(columns)].sort_values(
-        'run',
-        key=lambda names: names.map({n: i for i, n in enumerate(order)}),
-        kind='stable',
-    )
-    atomic_write(results, rows.to_csv(index=False))
-
-
-def _before_seed(columns: Iterable[str]) -> list[str]:
-    return list(itertools.takewhile(lambda name: name != 'seed', columns))
+    rows = _read_rows(results).to_dict('records')
+    rows.append({**run.row, **log})
+    place = {name: index for index, name in enumerate(order)}
+    rows.sort(key=lambda row: place.get(row['run'], len(place)))
+    atomic_write(results, pd.DataFrame(rows).to_csv(index=False))
 
 
 def write_summary(results: Path) -> list[Path]:
@@ -400,14 +390,13 @@ def write_summary(results: Path) -> list[Path]:
     """
     check_file(str(results), 'SWEEP')
     rows = _read_rows(results)
-    names = list(rows.columns)
-    numbers = rows.loc[:, 'parameters':].apply(pd.to_numeric, errors='coerce')
-    rows = rows.loc[:, :'seed'].join(numbers)
-    metrics = names[names.index('best') + 1 :]
-    settings = _before_seed(names)[1:]  # without the name of the run
+    metrics = [name for name in rows if '/' in name]
+    numbers = [*NUMBERS, *metrics]
+    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors='coerce')
+    settings = [name for name in rows if name not in (*COLUMNS, *numbers)]
     keys = [key for key in settings if rows[key].nunique() > 1] or ['config']
     cells = rows.groupby(keys, sort=False)
-    mean, std = cells[list(numbers)].mean(), cells[list(numbers)].std()
+    mean, std = cells[numbers].mean(), cells[numbers].std()
     # Runs with the same seed, against those of the first cell.
     by_seed = rows.groupby([*keys, 'seed'], sort=False)[metrics[0]].mean()
     by_seed = by_seed.unstack('seed').reindex(mean.index)
@@ -427,12 +416,15 @@ def write_summary(results: Path) -> list[Path]:
 
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    millions = mean['parameters'] / 1e6
-    for label, x, y, spread in zip(
-        cells.groups, millions, mean[metrics[0]], std[metrics[0]], strict=True
-    ):
-        label = ', '.join(label) if isinstance(label, tuple) else label
-        axes.errorbar(x, y, yerr=spread, fmt='o', capsize=3, label=label)
+    for (label, cell), spread in zip(cells, std[metrics[0]], strict=True):
+        axes.errorbar(
+            cell['parameters'].mean() / 1e6,
+            cell[metrics[0]].mean(),
+            yerr=spread,
+            fmt='o',
+            capsize=3,
+            label=', '.join(label),
+        )
     axes.set_xlabel('parameters [millions]')
     axes.set_ylabel(f'{metrics[0]}, mean ± standard deviation over seeds')
     figure.legend(loc='outside lower center', fontsize='small')

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import get
+from PIL import Image
 
 MISSING = 'missing image'
 NO_IMAGE = 'file that is no image, or cut off'
@@ -20,6 +22,8 @@ TOO_THIN = 'image too thin to be resized'
 UNUSABLE = (MISSING, 'empty image file', NO_IMAGE, TOO_THIN)
 OTHER_SIZE = 'image of another size than its record'
 PLACEHOLDER = 64  # pixels
+EXIF_ORIENTATION = 0x112
+TINY = 2  # pixels
 
 
 class LoadCheckedImage(LoadImageFromFile):
@@ -153,3 +157,41 @@ def _longer_sides(config: Any) -> Iterator[float]:
     elif isinstance(config, (list, tuple)):
         for value in config:
             yield from _longer_sides(value)
+
+
+def inspect_image(
+    loader: LoadCheckedImage, path: str, size: tuple[int, int]
+) -> list[str]:
+    """Return all that is noteworthy about an image file.
+
+    Args:
+        loader: What a run would read it with.
+        path: The file.
+        size: Height and width in pixels that its record says.
+
+    Returns:
+        Keys of ``ANSWERS``.
+    """
+    image, defect = loader.read(path, size)
+    found = [defect] if defect else []
+    if image is None:
+        return found
+    content = get(path, backend_args=loader.backend_args)
+    try:
+        with Image.open(io.BytesIO(content)) as header:  # decodes no pixel
+            mode, turned = header.mode, header.getexif().get(EXIF_ORIENTATION)
+    except Exception:
+        mode, turned = '', None  # cv2 reads some formats that Pillow does not
+    raw = loader.decode(content, 'unchanged')
+    is_16_bit = mode.startswith('I') or (
+        raw is not None and raw.dtype == np.uint16
+    )
+    noteworthy = {
+        'image of a pixel or two': min(image.shape[:2]) <= TINY,
+        'image of 16 bits': is_16_bit,
+        'grey image': mode in ('1', 'L', 'LA', 'I', 'I;16'),
+        'image with transparency': 'A' in mode,
+        'image in CMYK': mode == 'CMYK',
+        'image to be turned by its EXIF data': turned not in (None, 1),
+    }
+    return found + [kind for kind, holds in noteworthy.items() if holds]

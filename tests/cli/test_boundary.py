@@ -83,8 +83,8 @@ OPTIONS = {
     'train_dataloader.dataset.pipeline.2.type=Resizer': 'CONFIG: '
     "train_dataloader.dataset.pipeline.2.type='Resizer': no transform of this "
     "name; did you mean 'Resize'?",
-    'train_dataloader.dataset.pipeline.3.prob=2': 'CONFIG: '
-    "train_dataloader.dataset.pipeline.2={'type': 'Resize', 'scale': (0, 0), ",
+    'train_dataloader.dataset.pipeline.2.backend=foo': 'CONFIG: '
+    "train_dataloader.dataset.pipeline.2.backend='foo': ",
     # hooks, metric, the rest
     'default_hooks.logger.interval=0': 'CONFIG: default_hooks.logger.interval='
     '0: interval must be greater than 0',

@@ -26,7 +26,6 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lors_det.cli.check_dataset import inspect_image
 from lors_det.datasets.coco import IMAGE_DEFECTS
 from lors_det.datasets.defects import ANSWERS
 from lors_det.datasets.images import (
@@ -36,6 +35,7 @@ from lors_det.datasets.images import (
     TOO_THIN,
     LoadCheckedImage,
     checked_pipeline,
+    inspect_image,
 )
 from lors_det.errors import UsageError
 

@@ -68,7 +68,7 @@ def test_a_sweep_that_is_ended_once(tmp_path: Path) -> None:
     assert list(rows['seed']) == [0, 1]
     assert list(rows['schedule']) == ['3 iters'] * 2
     assert rows['best'].between(0, 1).all()
-    assert (rows['bbox_mAP'] <= rows['bbox_mAP_50']).all()
+    assert (rows['memorised/bbox_mAP'] <= rows['memorised/bbox_mAP_50']).all()
     assert (rows['seconds_per_step'] > 0).all()
     assert '| 2 ' in (out / 'results.md').read_text()  # a line of two seeds
     assert (out / 'results.svg').stat().st_size > 1000
