@@ -181,24 +181,14 @@ def test_wrong_value(key: str) -> None:
         assert '\n' not in text
 
 
-@pytest.mark.parametrize('name', ['', 'mixing', 'FFN'])
-def test_unknown_step(name: str) -> None:
-    for stacks in ({name: {}}, {name: {}, 'ffn': None, 3: None}):
-        config = detector_config()
-        config['decoder']['stacks'] = stacks
-        with pytest.raises(ValueError, match=r'decoder\.stacks has') as caught:
-            build(config)
-        assert repr(name) in str(caught.value)
-        assert f'expected keys out of {list(STACKS)}' in str(caught.value)
-
-
-def test_part_without_what_it_needs() -> None:
-    config = detector_config(decoder={'type': 'AdaMixerDecoder'})
-    with (
-        pytest.raises(SystemExit, match=r"model\.decoder=.*'num_classes'"),
-        OneLineErrors({'model': config}),
-    ):
+@pytest.mark.parametrize('name', ['', 'mixing', 'FFN', 3])
+def test_unknown_step(name: Any) -> None:
+    config = detector_config()
+    config['decoder']['stacks'] = {name: {}, 'ffn': None}
+    with pytest.raises(ValueError, match=r'decoder\.stacks has') as caught:
         build(config)
+    text = f'has [{name!r}]: expected keys out of {list(STACKS)}'
+    assert text in str(caught.value)
 
 
 # Right values.
@@ -370,14 +360,3 @@ def test_what_is_accepted_trains_and_predicts(config: dict[str, Any]) -> None:
         assert found.scores.gt(0).all()
         assert found.scores.lt(1).all()
         assert found.labels.lt(num_classes).all()
-
-
-def test_channels_of_another_backbone() -> None:
-    """What only the first batch can tell names the setting too."""
-    backbone = {'type': 'Shrink', 'strides': [8, 16], 'channels': [2, 2]}
-    model = build(detector_config(backbone=backbone))
-    with pytest.raises(
-        ValueError,
-        match=r'neck\.in_channels=\[1, 2\]: the backbone gives \[2, 2\]',
-    ):
-        model(**model.data_preprocessor(batch(3), True), mode='loss')

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -50,7 +51,7 @@ def check(args: argparse.Namespace) -> bool:
     """
     cfg = load_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    num_queries = (cfg.get('model') or {}).get('num_queries')
+    num_queries = (cfg.get('model') or {}).get('num_queries') or sys.maxsize
     splits = ('train', 'val', 'test') if args.split == 'all' else [args.split]
     results: list[dict[str, Any]] = []
     seen: list[Mapping[str, Any]] = []
@@ -60,7 +61,7 @@ def check(args: argparse.Namespace) -> bool:
             if dataset not in seen:
                 seen.append(dataset)
                 results.append(
-                    check_dataset(dataset, key, num_queries, args.num_workers)
+                    _check_one(dataset, key, num_queries, args.num_workers)
                 )
                 print(_table(results[-1]), end='\n\n')
     if args.json:
@@ -69,7 +70,7 @@ def check(args: argparse.Namespace) -> bool:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    """Return a result of `check_dataset` as text: a verdict and a table."""
+    """Return a result of `_check_one` as text: a verdict and a table."""
     verdict = (
         f'a run uses {result["num_images"]} images'
         if result['refused'] is None
@@ -86,28 +87,10 @@ def _table(result: Mapping[str, Any]) -> str:
     return text + ('no defects' if result['refused'] is None else '')
 
 
-def check_dataset(
-    config: Mapping[str, Any],
-    name: str,
-    num_queries: int | None = None,
-    num_workers: int = 0,
+def _check_one(
+    config: Mapping[str, Any], name: str, num_queries: int, num_workers: int
 ) -> dict[str, Any]:
-    """Check one data set, as a run would read it.
-
-    Args:
-        config: Of a data set in COCO's form.
-        name: The setting that has it.
-        num_queries: Queries of the model, if it has such.
-        num_workers: Processes that read images.
-
-    Returns:
-        ``dataset`` and ``ann_file``, as they are called; ``num_images`` that
-        a run uses; ``refused``: why no run starts, None if one does; and by
-        kind the ``defects``, each with ``count``, ``answer`` and ``first``.
-
-    Raises:
-        UsageError: If it is of another form.
-    """
+    """Check one data set, as a run would read it; ``name`` is its setting."""
     # The type may be given with its module.
     if str(config.get('type')).split('.')[-1] not in DATASET_TYPES:
         raise UsageError(
@@ -126,7 +109,7 @@ def check_dataset(
     num_images = len(dataset) if refused is None else 0
     infos = [dataset.get_data_info(i) for i in range(num_images)]
     for info in infos:
-        if num_queries and len(info['instances']) > num_queries:
+        if len(info['instances']) > num_queries:
             defects.add('more boxes in an image than queries', info['img_id'])
     pipeline = checked_pipeline(config.get('pipeline') or [])
     loads = [each for each in pipeline if each['type'] is LoadCheckedImage]

@@ -65,21 +65,13 @@ OPTIONS = {
     'optim_wrapper.clip_grad.max_norm=-1': 'CONFIG: optim_wrapper.clip_grad.'
     'max_norm=-1: expected a number above 0',
     'optim_wrapper.optimizer.lr=-1': 'CONFIG: optim_wrapper.optimizer.lr=-1: ',
-    'optim_wrapper.optimizer.lr=a': "CONFIG: optim_wrapper.optimizer.lr='a': ",
-    'optim_wrapper.optimizer.weightdecay=1': 'CONFIG: optim_wrapper.optimizer.'
-    "weightdecay=1: unknown key; did you mean 'weight_decay'?",
     'param_scheduler=5': 'CONFIG: param_scheduler=5: ',
-    'param_scheduler.1.type=Foo': "CONFIG: param_scheduler.1.type='Foo': no ",
     'param_scheduler.0.start_factor=5': 'CONFIG: param_scheduler.0={',
     'train_cfg.max_iters=1.5': 'CONFIG: train_cfg.max_iters=1.5: ',
     'train_cfg.maxiters=4': 'CONFIG: train_cfg.maxiters=4: unknown key; did '
     "you mean 'max_iters'?",
     # data
     'train_dataloader.batch_size=0': 'CONFIG: train_dataloader.batch_size=0: ',
-    'train_dataloader.sampler.type=Foo': 'CONFIG: train_dataloader.sampler.'
-    "type='Foo': no data sampler of this name; expected one of ['AspectRatio",
-    'train_dataloader.dataset.data_rot=/a': 'CONFIG: train_dataloader.dataset.'
-    "data_rot='/a': unknown key; did you mean 'data_root'?",
     'train_dataloader.dataset.pipeline.2.type=Resizer': 'CONFIG: '
     "train_dataloader.dataset.pipeline.2.type='Resizer': no transform of this "
     "name; did you mean 'Resize'?",
@@ -88,8 +80,6 @@ OPTIONS = {
     # hooks, metric, the rest
     'default_hooks.logger.interval=0': 'CONFIG: default_hooks.logger.interval='
     '0: interval must be greater than 0',
-    'default_hooks.checkpoint.interval=a': 'CONFIG: default_hooks.checkpoint.'
-    "interval='a': '>' not supported",
     'default_hooks.non_finite.action=foo': 'CONFIG: default_hooks.non_finite.'
     "action='foo': expected one of",
     'default_hooks.timer.type=mmpretrain.Hook': 'CONFIG: default_hooks.timer.'
@@ -111,8 +101,6 @@ OPTIONS = {
     'model.neck.in_channels=[8,16,32,65]': 'CONFIG: model.neck.in_channels='
     '[8, 16, 32, 65]: the backbone gives [8, 16, 32, 64]',
     'model.decoder.num_classes=3': 'CONFIG: model.decoder.num_classes=3: ',
-    'model.decoder.num_stages=0': 'CONFIG: model.decoder.num_stages=0: '
-    'expected an integer of at least 1',
     'model.decoder.stacks.mixing_kernels.rank=1000': 'CONFIG: model.decoder.'
     'stacks.mixing_kernels.rank=1000: expected values from 0 to 4',
 }  # fmt: skip
@@ -208,20 +196,17 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_evaluator_file(tmp_path: Path) -> None:
-    path = tmp_path / 'twice.json'
+    path = tmp_path / 'damaged.json'
     text = (ROOT / ANNOTATIONS / 'instances_train.json').read_text()
     content = json.loads(text)
     content['annotations'] += content['annotations'][:1]
-    path.write_text(json.dumps(content))
-    line = error_of(
-        *small_run('train', options=(f'val_evaluator.ann_file={path}',))
-    )
-    assert 'annotation id used twice' in line
-    path.write_text(text[:-9])
-    line = error_of(
-        *small_run('train', options=(f'val_evaluator.ann_file={path}',))
-    )
-    assert 'is no JSON, or cut off' in line
+    for damaged, message in (
+        (json.dumps(content), 'annotation id used twice'),
+        (text[:-9], 'is no JSON, or cut off'),
+    ):
+        path.write_text(damaged)
+        option = f'val_evaluator.ann_file={path}'
+        assert message in error_of(*small_run('train', options=(option,)))
 
 
 def test_a_mistake_is_shown_before_the_log(
@@ -266,39 +251,38 @@ def test_a_good_run_is_mmengines_own(tmp_path: Path) -> None:
 class TestOtherMoments:
     """What happens besides a wrong setting at the start."""
 
-    def run(self, error: BaseException, folder: Path, late: bool) -> None:
-        with OneLineErrors() as errors:
-            errors.cfg = Config({'work_dir': str(folder)})
-            errors.first_batch_done = late
+    def run(self, error: BaseException, folder: Path) -> None:
+        with OneLineErrors({'work_dir': str(folder)}) as errors:
+            errors.first_batch_done = True
             raise error
 
     def test_a_later_error_keeps_its_traceback(self, tmp_path: Path) -> None:
-        error = ZeroDivisionError('of step 7')
         with pytest.raises(ZeroDivisionError):
-            self.run(error, tmp_path, late=True)
-        with pytest.raises(SystemExit, match='error: CONFIG: of step 7'):
-            self.run(error, tmp_path, late=False)
+            self.run(ZeroDivisionError('of step 7'), tmp_path)
         with pytest.raises(SystemExit, match=r'^error: no box$'):
-            self.run(UsageError('no box'), tmp_path, late=True)
+            self.run(UsageError('no box'), tmp_path)
 
-    def test_a_full_disk(self, tmp_path: Path) -> None:
-        """Also when it is the log that does not fit."""
-        error = OSError(errno.ENOSPC, 'No space left on device')
+    def test_before_a_config_is_read(self) -> None:
+        with pytest.raises(ZeroDivisionError), OneLineErrors():
+            raise ZeroDivisionError
+        with pytest.raises(SystemExit, match=r'^error: no box$'):
+            with OneLineErrors():
+                raise UsageError('no box')
+
+    def test_how_to_resume(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """After a full disk, also when the log does not fit, and Ctrl-C."""
+        full = OSError(errno.ENOSPC, 'No space left on device')
         for ending in ('no checkpoint was written', 'the same command with'):
             line = f'error: {tmp_path}: No space left on device: make room; '
             with pytest.raises(SystemExit, match=re.escape(line + ending)):
-                self.run(error, tmp_path, late=True)
-            (tmp_path / 'iter_1.pth').touch()
-
-    def test_ctrl_c(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for end in ('no checkpoint was written', f'checkpoint in {tmp_path}'):
+                self.run(full, tmp_path)
             with pytest.raises(SystemExit, match=r'^130$'):
-                self.run(KeyboardInterrupt(), tmp_path, late=True)
-            line = capsys.readouterr().err.strip()
-            assert line.startswith('interrupted; ')
-            assert line.endswith(end)
+                self.run(KeyboardInterrupt(), tmp_path)
+            text = capsys.readouterr().err.strip()
+            assert text.startswith(f'interrupted; {ending}')
+            assert '\n' not in text
             (tmp_path / 'iter_1.pth').touch()
 
 
