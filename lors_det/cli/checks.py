@@ -182,18 +182,15 @@ def datasets_of(
         loop: ``train``, ``val`` or ``test``.
     """
     outer = (cfg.get(f'{loop}_dataloader') or {}).get('dataset')
-    return _unwrap(outer) if outer else iter(())
-
-
-def _unwrap(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a data set's config, or those that it wraps."""
-    if 'dataset' in dataset:
-        yield from _unwrap(dataset['dataset'])
-    elif 'datasets' in dataset:
-        for inner in dataset['datasets']:
-            yield from _unwrap(inner)
-    else:
-        yield dataset
+    waiting = [outer] if outer else []
+    while waiting:
+        dataset = waiting.pop(0)
+        if 'dataset' in dataset:
+            waiting.insert(0, dataset['dataset'])
+        elif 'datasets' in dataset:
+            waiting[:0] = dataset['datasets']
+        else:
+            yield dataset
 
 
 def check_work_dir(work_dir: str) -> None:

@@ -68,7 +68,7 @@ def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
         UsageError: If the config or an option cannot be used.
     """
     install(args.trust)
-    cfg = load_config(args.config)
+    cfg = errors.cfg = load_config(args.config)
     if args.cfg_options:
         check_options(cfg, args.cfg_options)
         try:
@@ -88,7 +88,6 @@ def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
     if 'compile' in cfg and cfg.model.get('type') == 'AdaMixer':
         # mmengine would compile the training step, and matching with it.
         cfg.model.compile = cfg.pop('compile')
-    errors.cfg = cfg
     return cfg
 
 
