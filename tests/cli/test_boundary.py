@@ -21,9 +21,9 @@ from lors_det.errors import UsageError
 ANNOTATIONS = 'demo/coco_tiny/annotations'
 
 
-def error_of(*command: str | Path, **env: str) -> str:
+def error_of(*command: str | Path) -> str:
     with pytest.raises(SystemExit) as caught:
-        run_here(*command, env=env)
+        run_here(*command)
     line = str(caught.value)
     assert '\n' not in line
     return line

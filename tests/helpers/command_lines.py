@@ -55,13 +55,12 @@ def run(*command: str | Path, expect: int = 0, **env: str) -> str:
     return result.stdout
 
 
-def run_here(*command: str | Path, env: dict[str, str] | None = None) -> None:
+def run_here(*command: str | Path) -> None:
     """Run a tool in this process, to see what it raises."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, 'argv', [str(part) for part in command])
-        for name, value in (env or {}).items():
-            patch.setenv(name, value)
+        patch.setattr(os, 'environ', dict(os.environ))
         runpy.run_path(str(command[0]), run_name='__main__')
 
 

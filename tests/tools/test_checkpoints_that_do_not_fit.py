@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.command_lines import ROOT, run_here
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -21,19 +19,12 @@ from mmengine.runner import Runner
 
 from lors_det.hooks.checkpoint import latest_checkpoint
 
-ROOT = Path(__file__).parents[2]
 CONFIG = 'tests/helpers/soak_config.py'
 State = dict[str, torch.Tensor]
 
 
 def run(tool: str, *arguments: str | Path) -> None:
-    """Run a tool in this process, to see what it raises."""
-    command = [f'tools/{tool}.py', CONFIG, *map(str, arguments)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, 'argv', command)
-        patch.setattr(os, 'environ', dict(os.environ))
-        runpy.run_path(command[0], run_name='__main__')
+    run_here(f'tools/{tool}.py', CONFIG, *arguments)
 
 
 @pytest.fixture(scope='module')

@@ -13,22 +13,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from helpers.command_lines import CONFIG, ROOT, SMALL
 
-ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-# A schedule that takes seconds.
-SMALL = {
-    'model.num_queries': 8,
-    'train_dataloader.batch_size': 2,
-    'train_dataloader.num_workers': 0,
-    'train_dataloader.persistent_workers': False,
-    'val_dataloader.num_workers': 0,
-    'val_dataloader.persistent_workers': False,
-    'train_cfg.max_iters': 3,
-    'train_cfg.val_interval': 3,
-    'default_hooks.checkpoint.interval': 1,
-    'default_hooks.logger.interval': 1,
+OPTIONS = {
+    key: yaml.safe_load(value)
+    for key, value in (option.split('=') for option in SMALL)
 }
+# Enough iterations to end the sweep between two of them.
+OPTIONS |= {'train_cfg.max_iters': 20, 'train_cfg.val_interval': 20}
 
 
 @pytest.mark.slow
@@ -36,7 +28,7 @@ def test_a_sweep_that_is_ended_once(tmp_path: Path) -> None:
     file, out = tmp_path / 'sweep.yml', tmp_path / 'out'
     file.write_text(
         yaml.safe_dump(
-            {'configs': [CONFIG], 'seeds': [0, 1], 'options': SMALL}
+            {'configs': [CONFIG], 'seeds': [0, 1], 'options': OPTIONS}
         )
     )
     command = [
@@ -66,7 +58,7 @@ def test_a_sweep_that_is_ended_once(tmp_path: Path) -> None:
     rows = pd.read_csv(out / 'results.csv')
     assert list(rows['config']) == [CONFIG] * 2
     assert list(rows['seed']) == [0, 1]
-    assert list(rows['schedule']) == ['3 iters'] * 2
+    assert list(rows['schedule']) == ['20 iters'] * 2
     assert rows['best'].between(0, 1).all()
     assert (rows['memorised/bbox_mAP'] <= rows['memorised/bbox_mAP_50']).all()
     assert (rows['seconds_per_step'] > 0).all()
