@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading checkpoints as data: no code from a file is run.
+"""Read checkpoints as data: no code from a file is run.
 
 A checkpoint of torch is a pickle, and a pickle may call any function. torch
-refuses that with ``weights_only=True``; mmengine asks for it first, but loads
-a refused file again without it, and files from the network never with it.
-Here a refused file stays refused, unless its user says that it is trusted.
+refuses that with ``weights_only=True``. mmengine loads a refused file again
+without it, and files from the network never with it. Here a refused file
+stays refused, unless the user trusts it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def load_checkpoint(
         trust: Whether the file may run code while it is loaded.
 
     Returns:
-        The content of the file; of a safetensors file ``state_dict`` and
-        ``meta``. If it is not trusted, without the config in ``meta``, which
-        mmengine would run as Python to resume.
+        The content of the file; ``state_dict`` and ``meta`` if it is a
+        safetensors file. The config in ``meta``, which mmengine would run as
+        Python to resume, is left out if the file is not trusted.
 
     Raises:
         UsageError: If the file is missing, empty, cut off or no checkpoint,
@@ -69,7 +69,7 @@ def load_checkpoint(
                 state = {key: file.get_tensor(key) for key in file.keys()}
             return {'meta': meta, 'state_dict': state}
         found = _torch_load(name, map_location, trust)
-    except Exception as error:  # there are as many as ways to be damaged
+    except Exception as error:  # each format has its own
         raise _refusal(name, error) from None
     if not isinstance(found, dict):
         raise UsageError(
@@ -94,7 +94,7 @@ def load_iteration(
     """
     try:
         found = _torch_load(path, 'cpu', trust, mmap=True)
-    except Exception:  # there are as many as ways to be damaged
+    except Exception:  # each format has its own
         return math.inf
     meta = found.get('meta') if isinstance(found, dict) else None
     iteration = meta.get('iter') if isinstance(meta, dict) else None
@@ -130,8 +130,8 @@ def save_checkpoint(
 def install(trust: bool = False) -> None:
     """Make mmengine load all checkpoints of this process by these rules.
 
-    That is what runners resume, test and start from, and pretrained weights
-    of backbones, from files and from the network.
+    These are what a run resumes, tests or starts from, and pretrained weights,
+    from files and from the network.
 
     Args:
         trust: Whether files may run code while they are loaded.
@@ -200,15 +200,13 @@ def _without_config(found: Any) -> Any:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which `HistoryBuffer` is pickled.
+    """Replace ``getattr``, by which `HistoryBuffer` is pickled.
 
     The real one would reach every object of the process.
     """
-    if owner is not HistoryBuffer or name not in (
-        'min', 'max', 'mean', 'current'
-    ):  # fmt: skip
-        raise pickle.UnpicklingError('unsupported GLOBAL builtins.getattr')
-    return getattr(HistoryBuffer, name)
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError('unsupported GLOBAL builtins.getattr')
 
 
 #: What a checkpoint of mmengine or mmcv holds besides tensors: the history

@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from lors_det.datasets.coco import CheckedCocoDataset, log_defects
+from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.defects import Defects
 
 
@@ -68,7 +68,7 @@ class DefectsHook(Hook):
             if len(found) > self._reported.get((name, kind), 0):
                 news[kind] = found
                 self._reported[name, kind] = len(found)
-        log_defects(news, name)  # the log takes it from the main process only
+        news.log(name)  # from the main process only
 
 
 def _checked_datasets(dataset: Any) -> Iterator[CheckedCocoDataset]:
