@@ -13,7 +13,6 @@ import functools
 import inspect
 import io
 import json
-import math
 import os
 import pickle
 import re
@@ -40,6 +39,7 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     map_location: Any = 'cpu',
     trust: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Read a checkpoint from a file.
 
@@ -47,6 +47,8 @@ def load_checkpoint(
         path: The file; its ending ``.safetensors`` chooses that format.
         map_location: Where tensors go, as in ``torch.load``.
         trust: Whether the file may run code while it is loaded.
+        verify: Whether to read and verify all of the file; if not, tensors
+            are read from it when they are used.
 
     Returns:
         The content of the file; ``state_dict`` and ``meta`` if it is a
@@ -59,7 +61,8 @@ def load_checkpoint(
     """
     name = os.fspath(path)
     check_file(name, 'checkpoint')
-    if damage := find_damage(name):
+    damage = find_damage(name) if verify else None
+    if damage:
         raise UsageError(f'{name} is damaged or cut off: {damage}')
     try:
         if name.endswith('.safetensors'):
@@ -68,7 +71,10 @@ def load_checkpoint(
                 meta = json.loads((file.metadata() or {}).get('meta', '{}'))
                 state = {key: file.get_tensor(key) for key in file.keys()}
             return {'meta': meta, 'state_dict': state}
-        found = _torch_load(name, map_location, trust)
+        with torch.serialization.safe_globals(ALLOWED):
+            found = torch.load(
+                name, map_location, weights_only=not trust, mmap=not verify
+            )
     except Exception as error:  # each format has its own
         raise _refusal(name, error) from None
     if not isinstance(found, dict):
@@ -77,28 +83,6 @@ def load_checkpoint(
             'a dict of tensors, or one with a state_dict'
         )
     return found if trust else _without_config(found)
-
-
-def load_iteration(
-    path: str | os.PathLike[str], trust: bool = False
-) -> float | None:
-    """Read the iteration of a checkpoint, without its tensors.
-
-    Args:
-        path: The file.
-        trust: Whether the file may run code while it is loaded.
-
-    Returns:
-        The iteration; infinity if torch cannot read the file, or refuses to;
-        None if it holds weights, but not the state of a run.
-    """
-    try:
-        found = _torch_load(path, 'cpu', trust, mmap=True)
-    except Exception:  # each format has its own
-        return math.inf
-    meta = found.get('meta') if isinstance(found, dict) else None
-    iteration = meta.get('iter') if isinstance(meta, dict) else None
-    return iteration if isinstance(iteration, int) else None
 
 
 def save_checkpoint(
@@ -169,11 +153,6 @@ def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
         return _without_config(found)
 
     return guarded
-
-
-def _torch_load(path: Any, device: Any, trust: bool, **options: Any) -> Any:
-    with torch.serialization.safe_globals(ALLOWED):
-        return torch.load(path, device, weights_only=not trust, **options)
 
 
 def _refusal(name: str, error: Exception) -> UsageError:

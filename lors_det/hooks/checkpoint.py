@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lors_det.errors import UsageError
 from lors_det.files import PART, atomic_write, find_damage
-from lors_det.safe_load import load_iteration
+from lors_det.safe_load import load_checkpoint
 
 
 def checkpoint_folder(cfg: Mapping[str, Any]) -> str:
@@ -131,8 +131,14 @@ def _checkpoints(
     for path in Path(folder).glob('*.pth'):
         if path.name.startswith('best_') or not path.is_file():
             continue
-        iteration = load_iteration(path, trust)
-        if iteration is not None:
+        try:
+            found = load_checkpoint(path, trust=trust, verify=False)
+        except UsageError:
+            yield math.inf, path
+            continue
+        meta = found.get('meta')
+        iteration = meta.get('iter') if isinstance(meta, dict) else None
+        if isinstance(iteration, int):  # not only weights
             yield iteration, path
 
 

@@ -13,7 +13,7 @@ from helpers import small_coco
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
 
-from lors_det.datasets.coco import CheckedCocoMetric, drop_non_finite
+from lors_det.datasets.coco import CheckedCocoMetric
 
 
 def evaluate(
@@ -59,14 +59,16 @@ def test_they_are_dropped_and_counted(
         assert [line.split()[0] for line in lines] == ['4']
 
 
-def test_masks_go_with_their_boxes() -> None:
+def test_masks_go_with_their_boxes(tmp_path: Path) -> None:
+    small_coco.write(tmp_path)
+    metric = CheckedCocoMetric(ann_file=str(tmp_path / 'ann.json'))
     found = {
-        'img_id': 3,
-        'bboxes': torch.tensor([[0.0, 0, 1, 1], [0, 0, math.nan, 1]]).numpy(),
-        'scores': torch.ones(2).numpy(),
+        'bboxes': torch.tensor([[0.0, 0, 1, 1], [0, 0, math.nan, 1]]),
+        'scores': torch.ones(2),
+        'labels': torch.zeros(2),
         'masks': ['kept', 'dropped'],
     }
-    assert drop_non_finite(found) == 1
+    sample = {'img_id': 1, 'ori_shape': (30, 40), 'pred_instances': found}
+    metric.process({}, [sample])
     assert found['masks'] == ['kept']
     assert found['bboxes'].shape == (1, 4)
-    assert found['img_id'] == 3

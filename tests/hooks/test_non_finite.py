@@ -29,8 +29,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from lors_det.errors import UsageError
-from lors_det.hooks.non_finite import SCALAR, NonFiniteHook
-from lors_det.hooks.non_finite import load_dump, replay
+from lors_det.hooks.non_finite import (
+    SCALAR,
+    NonFiniteHook,
+    load_dump,
+    replay,
+)
 
 #: Inputs that spoil the loss, or the gradient alone.
 BAD = {'loss': math.nan, 'gradient': -1.0}

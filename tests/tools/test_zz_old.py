@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools refuse wrong checkpoints instead of measuring random weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from lors_det.hooks.checkpoint import latest_checkpoint
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'tests/helpers/soak_config.py'
+State = dict[str, torch.Tensor]
+
+
+def run(tool: str, *arguments: str | Path) -> None:
+    """Run a tool in this process, to see what it raises."""
+    command = [f'tools/{tool}.py', CONFIG, *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, 'argv', command)
+        patch.setattr(os, 'environ', dict(os.environ))
+        runpy.run_path(command[0], run_name='__main__')
+
+
+@pytest.fixture(scope='module')
+def state() -> State:
+    """Weights of the model."""
+    register_all_modules()
+    model = MODELS.build(Config.fromfile(ROOT / CONFIG).model)
+    return dict(model.state_dict())
+
+
+def renamed(state: State) -> State:
+    return {f'other.{key}': value for key, value in state.items()}
+
+
+def without_last(state: State) -> State:
+    return dict(list(state.items())[:-1])
+
+
+def of_another_shape(state: State) -> State:
+    last = list(state)[-1]
+    return {**state, last: state[last].new_zeros(3, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: {}, r'none of its 0 weights fits the model'),
+        (renamed, r'none of its \d+ weights fits the model'),
+        (without_last, r'lacks weights of the model, .*: 1 \(\S+\)'),
+        (of_another_shape, r'in another shape: 1 \(\S+\)'),
+    ],
+)
+@pytest.mark.parametrize('tool', ['test', 'train'])
+def test_refused_in_one_line(
+    tool: str,
+    change: Callable[[State], State],
+    message: str,
+    state: State,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / 'iter_3.pth'
+    meta = {'epoch': 0, 'iter': 3}
+    torch.save({'state_dict': change(state), 'meta': meta}, path)
+    arguments = ['--resume'] if tool == 'train' else []
+    with pytest.raises(SystemExit, match=message) as caught:
+        run(tool, *arguments, path, '--work-dir', tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_model_of_nan_finds_nothing(
+    state: State, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / 'a.pth'
+    nothing = {
+        key: torch.full_like(
+            value, math.nan if value.is_floating_point() else 0
+        )
+        for key, value in state.items()
+    }
+    torch.save({'state_dict': nothing}, path)
+    run('test', path, '--work-dir', tmp_path)
+    output = ''.join(capfd.readouterr())
+    assert re.search(r'a\.pth: weights that are not finite: \d+ \(', output)
+    assert '152 detections are not finite and were dropped' in output
+    assert not re.search(r'bbox_mAP: 0\.0*[1-9]', output)
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_an_overwritten_run_is_not_resumed(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a run that was killed before its first checkpoint."""
+    old = tmp_path / 'iter_6.pth'
+    torch.save({'meta': {'epoch': 0, 'iter': 6}, 'state_dict': {}}, old)
+
+    def kill(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, 'train', kill)
+    if killed:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run('train', '--work-dir', tmp_path, '--overwrite')
+        assert latest_checkpoint(str(tmp_path)) is None
+    else:  # nor is it set aside for a command that is refused
+        with pytest.raises(SystemExit, match='does not exist'):
+            run(
+                'train', '--work-dir', tmp_path, '--overwrite',
+                '--cfg-options', 'train_dataloader.dataset.ann_file=none.json',
+            )  # fmt: skip
+        assert latest_checkpoint(str(tmp_path)) == str(old)
