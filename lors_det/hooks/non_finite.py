@@ -272,7 +272,7 @@ def _non_finite_losses(losses: dict[str, Tensor]) -> list[str]:
 
 def _image_ids(batch: Any) -> list[Any]:
     samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
-    return [sample.get('img_id') for sample in samples]
+    return [getattr(sample, 'img_id', None) for sample in samples]
 
 
 def _forget_last(history: HistoryBuffer | None) -> None:
