@@ -120,7 +120,7 @@ def vit_gradients(golden: Golden) -> Iterator[Comparison]:
     )
     scalar.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
-    renames = vit_renames(Shapes(model.state_dict(), 'ours'))
+    renames = vit_renames(Shapes(model.state_dict()))
     found = {'in/img': images.grad, **to_official(ours, renames)}
     yield Comparison('gradients', found, golden.section('grad/'))
 
