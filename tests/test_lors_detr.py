@@ -26,7 +26,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 import lors_det.lors_detr  # noqa: F401  # registers
-from lors_det.lors import fold, report
+from lors_det.lors import count_parameters, fold
 
 STACKS = {
     'decoder.layers': {'re:cross_attn.attn|ffn.+': {'mode': 'lors', 'rank': 4}}
@@ -114,7 +114,7 @@ def test_training_step_and_detections(
     losses = model.train_step(copy.deepcopy(batch), optim_wrapper)
     assert all(torch.isfinite(loss).all() for loss in losses.values())
     after = dict(model.named_parameters())
-    assert len(report(model).stacks) * 7 == len(before)
+    assert len(count_parameters(model).stacks) * 7 == len(before)
     still = [k for k, p in before.items() if torch.equal(p, after[k])]
     # A residual behind a bias of zero has no gradient in the first step.
     assert len(still) < 0.2 * len(before), still
