@@ -83,13 +83,10 @@ def check(model: ViTClassifier, entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_grid(path: Path) -> None:
-    for cell in json.loads(path.read_text()).get('vit_grid', []):
+def test_counts_of_the_release(path: Path) -> None:
+    content = json.loads(path.read_text())
+    for cell in content.get('vit_grid', []):
         check(deit_tiny(cell), cell)
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_deit_tiny(path: Path) -> None:
-    entry = json.loads(path.read_text()).get('deit_tiny_cifar100', {})
+    entry = content.get('deit_tiny_cifar100', {})
     for mode, cell in (('dense', None), ('lors', RELEASE)):
         check(deit_tiny(cell), entry.get(mode, {}))
