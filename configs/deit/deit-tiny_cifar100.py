@@ -25,7 +25,7 @@ model = dict(
     mixup=0.8,
     cutmix=1.0,
     data_preprocessor=dict(
-        type='ImageNormalizer',
+        type='ImgDataPreprocessor',
         mean=[129.304, 124.070, 112.434],
         std=[68.170, 65.392, 70.418],
     ),

@@ -3,16 +3,11 @@
 
 ``mmcv.ops`` imports ``mmcv._ext`` and asserts that it has every op, so
 without the compiled extension neither ``mmcv.ops`` nor most of
-``mmdet.models`` can be imported. The stand-in is offered by a finder at the
-end of ``sys.meta_path`` that finds only ``mmcv._ext``. Putting a module into
-``sys.modules`` would be shorter, but with a finder
-
-- the import system prefers a real extension: the stand-in is made only when
-  no other finder has one, and a real one that fails to load (because it was
-  built for another torch, say) raises its own error;
-- neither mmcv nor torch is imported before something asks for them;
-- the module has a spec, which ``importlib.util.find_spec``,
-  ``mmcv.utils.check_ops_exist`` and mmengine's ``mmcv_full_available`` need.
+``mmdet.models`` can be imported. A finder at the end of ``sys.meta_path``
+offers the stand-in. With a finder, unlike a module in ``sys.modules``, a real
+extension is preferred (one that fails to load raises its own error), neither
+mmcv nor torch is imported early, and the module has a spec, which
+``mmcv.utils.check_ops_exist`` and mmengine's ``mmcv_full_available`` need.
 
 Import ``lors_det`` before the modules of mmdet that use ``mmcv.ops``: some of
 them catch the ``ImportError`` and keep placeholders.
@@ -22,24 +17,27 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from lors_det.compat.missing import MissingOp
-from lors_det.compat.ops import OPS, load_op
+from lors_det.compat.missing import call_missing_op
 
 _NAME = 'mmcv._ext'
-# Marks the stand-in; isinstance would fail after a reload of this module.
-_ORIGIN = 'lors_det.compat'
+_ORIGIN = 'lors_det.compat'  # marks the stand-in
 # One of the modules of mmdet that keep placeholders; mmdet.apis,
 # mmdet.datasets and mmdet.models import it.
 _PLACEHOLDER_MODULE = 'mmdet.structures.mask.structures'
 
 
 class StandInExt(ModuleType):
-    """The stand-in: every public name is an op or a placeholder for one."""
+    """The stand-in: every public name is an op or a placeholder for one.
+
+    ``mmcv.ops`` asserts at import that every op exists; only a model that uses
+    a missing one may fail.
+    """
 
     def __getattr__(self, name: str) -> Any:
         """Return the op of this name, or a placeholder if there is none.
@@ -55,19 +53,17 @@ class StandInExt(ModuleType):
             raise AttributeError(
                 f'module {self.__name__!r} has no attribute {name!r}'
             )
-        op = load_op(name) or MissingOp(name)
+        # Not at the top: the ops need torch.
+        from lors_det.compat import ops
+
+        op = getattr(ops, name) if name in ops.__all__ else None
+        op = op or partial(call_missing_op, name)
         setattr(self, name, op)
         return op
-
-    def __dir__(self) -> list[str]:
-        """Return the names of the module's attributes and ops."""
-        return sorted({*super().__dir__(), *OPS})
 
 
 class StandInFinder(MetaPathFinder, Loader):
     """Finder and loader of the stand-in; finds only ``mmcv._ext``."""
-
-    stand_in_for = _NAME
 
     def find_spec(
         self,
@@ -75,72 +71,17 @@ class StandInFinder(MetaPathFinder, Loader):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Return the stand-in's spec if there is no real extension.
-
-        Args:
-            fullname: The module asked for.
-            path: The directories of its parent package.
-            target: Unused.
-        """
+        """Return the stand-in's spec if there is no real extension."""
         if fullname != _NAME or _has_real(path):
             return None
         return ModuleSpec(_NAME, self, origin=_ORIGIN)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return a new stand-in module.
-
-        Args:
-            spec: The spec from :meth:`find_spec`.
-        """
+        """Return a new stand-in module."""
         return StandInExt(spec.name, "lors_det's stand-in for mmcv._ext.")
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: each op is imported when it is first used.
-
-        Args:
-            module: The stand-in module.
-        """
-
-
-def _is_ours(finder: object) -> bool:
-    """Return whether a finder is a `StandInFinder`, also after a reload."""
-    return getattr(finder, 'stand_in_for', None) == _NAME
-
-
-def _has_real(path: Sequence[str] | None) -> bool:
-    """Return whether another finder finds the extension.
-
-    Finders after the stand-in's count too: an editable install may append one.
-    A finder that raises counts as well: its error belongs to the import of the
-    extension, not to this question.
-    """
-    for finder in sys.meta_path:
-        if not _is_ours(finder) and hasattr(finder, 'find_spec'):
-            try:
-                spec = finder.find_spec(_NAME, path)
-            except ImportError:
-                return True
-            if spec is not None:
-                return True
-    return False
-
-
-def _mmcv_path() -> Sequence[str] | None:
-    """Return the directories of the package mmcv without importing it."""
-    try:
-        spec = importlib.util.find_spec('mmcv')
-    except (ImportError, ValueError):
-        return None
-    return None if spec is None else spec.submodule_search_locations
-
-
-def _stand_in_applies() -> bool:
-    """Return whether ``import mmcv._ext`` should import the stand-in."""
-    if _NAME in sys.modules:
-        spec = getattr(sys.modules[_NAME], '__spec__', None)
-        return getattr(spec, 'origin', None) == _ORIGIN
-    path = _mmcv_path()
-    return path is not None and not _has_real(path)
+        """Do nothing: ops are imported when one is first used."""
 
 
 def ensure_mmcv_ext() -> bool:
@@ -152,9 +93,16 @@ def ensure_mmcv_ext() -> bool:
         Whether the stand-in is in use; not if mmcv has a real extension or is
         not installed.
     """
-    if not _stand_in_applies():
+    if _NAME in sys.modules:
+        spec = getattr(sys.modules[_NAME], '__spec__', None)
+        return getattr(spec, 'origin', None) == _ORIGIN
+    try:
+        mmcv = importlib.util.find_spec('mmcv')
+    except (ImportError, ValueError):
         return False
-    if not any(map(_is_ours, sys.meta_path)):
+    if mmcv is None or _has_real(mmcv.submodule_search_locations):
+        return False
+    if not any(isinstance(x, StandInFinder) for x in sys.meta_path):
         sys.meta_path.append(StandInFinder())
         if _PLACEHOLDER_MODULE in sys.modules:
             warnings.warn(
@@ -166,3 +114,21 @@ def ensure_mmcv_ext() -> bool:
                 stacklevel=2,
             )
     return True
+
+
+def _has_real(path: Sequence[str] | None) -> bool:
+    """Return whether another finder finds the extension.
+
+    Finders after the stand-in's count too: an editable install may append one.
+    A finder that raises counts as well: its error belongs to the import of the
+    extension, not to this question.
+    """
+    for finder in sys.meta_path:
+        if not isinstance(finder, StandInFinder):
+            find_spec = getattr(finder, 'find_spec', None)
+            try:
+                if find_spec and find_spec(_NAME, path) is not None:
+                    return True
+            except ImportError:
+                return True
+    return False

@@ -62,7 +62,7 @@ def convert_file(
     for line in (*dropped, *([] if to_official else result.model.notes)):
         yield f'# - {line}'
     for tensor in result.unused:
-        yield f'# - not used, the model has no place for it: {tensor}'
+        yield f'# - not used, not part of the model: {tensor}'
     yield f'# written: {target} ({len(result.state)} tensors)'
     if not to_official:
         yield config_text(result.model)
@@ -83,14 +83,8 @@ def _meta(source: Mapping[str, Any], to_official: bool) -> dict[str, Any]:
 
     The other meta data (config, versions, times) describe another run.
     """
-    found = source.get('dataset_meta') or {} if to_official else source
-    names = META if to_official else {v: k for k, v in META.items()}
-    kept = {names[k]: _as_json(found[k]) for k in names if found.get(k)}
-    return kept if to_official or not kept else {'dataset_meta': kept}
-
-
-def _as_json(value: Any) -> Any:
-    """Return lists in place of tuples."""
-    if isinstance(value, (list, tuple)):
-        return [_as_json(entry) for entry in value]
-    return value
+    if to_official:
+        ours = source.get('dataset_meta') or {}
+        return {META[key]: ours[key] for key in META if ours.get(key)}
+    kept = {k: source[name] for k, name in META.items() if source.get(name)}
+    return {'dataset_meta': kept} if kept else {}

@@ -32,38 +32,34 @@ LORS_GENERATOR = f'{LORS_MIXING}common_parameter_generator.weight'
 DENSE_GENERATOR = f'{FIRST_MIXING}adaptive_mixing.parameter_generator.0.weight'
 OFFSETS = f'{FIRST_MIXING}sampling_offset_generator.0.weight'
 QUERIES = 'rpn_head.init_content_features.weight'
-BOXES = 'rpn_head.init_proposal_bboxes.weight'
 
 
-def recognise_detector(
-    state: Mapping[str, Tensor], file: str
-) -> OfficialModel:
+def recognise_detector(state: Mapping[str, Tensor]) -> OfficialModel:
     """Read the settings of a detector from its shapes, and its names.
 
     Args:
         state: Tensors by their official names.
-        file: Name of the file, for error messages.
 
     Raises:
-        UsageError: If it belongs to neither release, or lacks a tensor.
+        KeyError: If it lacks a tensor.
+        UsageError: If it belongs to neither release.
     """
-    shapes = Shapes(state, file)
+    shapes = Shapes(state)
     if LORS_GENERATOR not in shapes and DENSE_GENERATOR not in shapes:
         parts = sorted({name.split('.')[0] for name in shapes})
         raise UsageError(
-            f'{file} is a checkpoint of another architecture: expected '
-            f'AdaMixer ({FIRST_MIXING}*) or LORS ({LORS_MIXING}*), found '
-            f'the parts {", ".join(parts) or "none"}'
+            'a checkpoint of another architecture: expected AdaMixer '
+            f'({FIRST_MIXING}*) or LORS ({LORS_MIXING}*), found the parts '
+            f'{", ".join(parts) or "none"}'
         )
     sizes, in_points, out_points = _decoder_sizes(shapes)
     num_queries, dims = shapes[QUERIES]
     num_levels = shapes.count('neck.lateral_convs.{}.conv.weight')
     num_classes = shapes[f'{FIRST_HEAD}fc_cls.weight'][0]
-    ffn = shapes[f'{FIRST_HEAD}ffn.layers.0.0.weight']
-    stacks = _lors_stacks(shapes, sizes) if sizes.lors else {}
+    backbone = backbone_config(shapes)
     settings: dict[str, Any] = {
         'num_queries': num_queries,
-        'backbone': backbone_config(shapes),
+        'backbone': backbone,
         'neck': {
             'in_channels': tuple(
                 shapes[f'neck.lateral_convs.{level}.conv.weight'][1]
@@ -79,47 +75,40 @@ def recognise_detector(
             'num_groups': sizes.num_groups,
             'in_points': in_points,
             'out_points': out_points,
-            'feedforward_channels': ffn[0],
+            'feedforward_channels': shapes[
+                f'{FIRST_HEAD}ffn.layers.0.0.weight'
+            ][0],
             'num_cls_fcs': sizes.num_cls_fcs,
             'num_reg_fcs': sizes.num_reg_fcs,
             # Replaces the stacks of the base config.
-            'stacks': {'_delete_': True, **stacks},
+            'stacks': {
+                '_delete_': True,
+                **(_lors_stacks(shapes, sizes) if sizes.lors else {}),
+            },
         },
     }
-    boxes, constant = state.get(BOXES), InitialQueries(num_queries, dims).boxes
-    backbone = settings['backbone']
-    release = 'LORS' if sizes.lors else 'AdaMixer'
-    kind = backbone.get('type', 'ResNet')
     depth = backbone.get('depth') or backbone['depths']
     built = _state_dict(settings)
     return OfficialModel(
-        f'{release}, {kind} {depth}, {sizes.num_stages} stages, '
-        f'{num_queries} queries, {num_classes} classes',
+        f'{"LORS" if sizes.lors else "AdaMixer"}, '
+        f'{backbone.get("type", "ResNet")} {depth}, {sizes.num_stages} '
+        f'stages, {num_queries} queries, {num_classes} classes',
         BASE_CONFIG,
         settings,
-        [
-            *decoder_renames(sizes),
-            *neck_renames(num_levels),
-            *_backbone_renames(built),
-        ],
+        _renames(sizes, num_levels, built),
         built,
-        [
-            'the initial boxes are the constant of the releases'
-            if boxes is not None and torch.equal(boxes.float(), constant)
-            else 'the initial boxes are not the constant of the releases: '
-            'kept in queries.boxes'
-        ],
     )
 
 
-def renames_of_our_detector(shapes: Shapes) -> list[Rename]:
+def detector_renames(shapes: Shapes) -> list[Rename]:
     """Return the names that a detector of ours would have in the releases.
 
     Args:
         shapes: Shapes of our tensors.
 
     Raises:
-        UsageError: If no release has such a decoder, or a tensor is missing.
+        KeyError: If it lacks a tensor.
+        UsageError: If no release has such a decoder.
     """
     lors, dense = (
         f'decoder.mixing.channel.{part}.weight'
@@ -127,7 +116,7 @@ def renames_of_our_detector(shapes: Shapes) -> list[Rename]:
     )
     if lors not in shapes and dense not in shapes:
         raise UsageError(
-            f'{shapes.file} has no decoder that a release has: expected '
+            'it has no decoder that a release has: expected '
             f'{lors} (LORS) or {dense} (AdaMixer)'
         )
     dims = shapes['queries.content'][1]
@@ -140,17 +129,18 @@ def renames_of_our_detector(shapes: Shapes) -> list[Rename]:
         num_cls_fcs=shapes.count('decoder.heads.cls.fcs.{}.dense.0'),
         num_reg_fcs=shapes.count('decoder.heads.reg.fcs.{}.dense.0'),
     )
+    return _renames(sizes, shapes.count('neck.convs.{}.weight'), shapes)
+
+
+def _renames(
+    sizes: DecoderSizes, num_levels: int, names: Iterable[str]
+) -> list[Rename]:
+    """Return the names of a detector; of the backbone they are the same."""
+    backbone = [name for name in names if name.startswith('backbone.')]
     return [
         *decoder_renames(sizes),
-        *neck_renames(shapes.count('neck.convs.{}.weight')),
-        *_backbone_renames(shapes),
-    ]
-
-
-def _backbone_renames(names: Iterable[str]) -> list[Rename]:
-    """Return the names of the backbone, which are the same on both sides."""
-    return [
-        Rename(name, (name,)) for name in names if name.startswith('backbone.')
+        *neck_renames(num_levels),
+        *(Rename(name, (name,)) for name in backbone),
     ]
 
 
@@ -173,8 +163,8 @@ def _decoder_sizes(shapes: Shapes) -> tuple[DecoderSizes, int, int]:
     if not 0 < width <= dims:
         name = LORS_GENERATOR if lors else DENSE_GENERATOR
         raise UsageError(
-            f'{shapes.file}: {name} {shapes[name]} fits no number of groups '
-            f'of {dims} channels'
+            f'{name} {shapes[name]} fits no number of groups of {dims} '
+            'channels'
         )
     sizes = DecoderSizes(
         num_stages=shapes.count(f'{HEAD}fc_cls.weight'),

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lors_det.convert import detector, vit
+from lors_det.convert.detector import detector_renames, recognise_detector
 from lors_det.convert.tensors import (
     OfficialModel,
     Shapes,
     to_official,
     to_ours,
 )
+from lors_det.convert.vit import recognise_vit, vit_renames
 from lors_det.errors import UsageError
 
 
@@ -26,7 +27,7 @@ class Converted:
     Args:
         state: The tensors under their new names.
         model: What the model is.
-        unused: Source tensors that have no place in it, with their shapes.
+        unused: Source tensors that are not part of it, with their shapes.
     """
 
     state: dict[str, Tensor]
@@ -50,8 +51,9 @@ def convert(state: Mapping[str, Tensor], file: str) -> Converted:
             f'{file} is a checkpoint of this project already; --to-official '
             'converts it to the names of the releases'
         )
-    model, unused = _recognise(state, file)
-    return Converted(to_ours(state, model.renames), model, unused)
+    with _naming(file):
+        model, unused = _recognise(state)
+        return Converted(to_ours(state, model.renames), model, unused)
 
 
 def revert(state: Mapping[str, Tensor], file: str) -> Converted:
@@ -65,75 +67,71 @@ def revert(state: Mapping[str, Tensor], file: str) -> Converted:
         UsageError: If no release has such a model, a tensor is missing, or
             has a shape that does not fit.
     """
-    shapes = Shapes(state, file)
-    with _fits_a_model(file):
-        if vit.is_vit(state):
-            renames = vit.vit_renames(shapes)
-        else:
-            renames = detector.renames_of_our_detector(shapes)
+    with _naming(file):
+        find_renames = vit_renames if _is_vit(state) else detector_renames
+        renames = find_renames(Shapes(state))
+        names = [name for rename in renames for name in rename.ours]
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise UsageError(
+                f'it lacks {len(missing)} tensors that the models of the '
+                f'releases have: {_first(missing)}; their stacks are dense, '
+                'or LORS (of detectors: those of the mixing) with a private '
+                'part in every layer'
+            )
         official = to_official(state, renames)
-    names = [name for rename in renames for name in rename.ours]
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise UsageError(
-            f'{file} lacks {len(missing)} tensors that the models of the '
-            f'releases have: {_first(missing)}; their stacks are dense, or '
-            'LORS (of detectors: those of the mixing) with a private part in '
-            'every layer'
-        )
-    model, _ = _recognise(official, file)
-    return Converted(official, model, _others(state, names))
+        model, _ = _recognise(official)
+        return Converted(official, model, _others(state, names))
+
+
+def _is_vit(state: Mapping[str, Tensor]) -> bool:
+    """Return whether it is a classifier, of a release or ours."""
+    return 'backbone.cls_token' in state or 'embed.cls_token' in state
 
 
 def _recognise(
-    state: Mapping[str, Tensor], file: str
+    state: Mapping[str, Tensor],
 ) -> tuple[OfficialModel, list[str]]:
     """Recognise a model, and check its tensors against one built for it.
 
     Returns:
-        The model, and the tensors that have no place in it.
+        The model, and the tensors that are not part of it.
     """
-    with _fits_a_model(file):
-        if vit.is_vit(state):
-            model = vit.recognise_vit(state, file)
-        else:
-            model = detector.recognise_detector(state, file)
+    recognise = recognise_vit if _is_vit(state) else recognise_detector
+    model = recognise(state)
     expected = to_official(model.state, model.renames)
-    named = {name for rename in model.renames for name in rename.ours}
-    assert named >= set(model.state), set(model.state) - named
     missing = [name for name in expected if name not in state]
     if missing:
         raise UsageError(
-            f'{file} lacks {len(missing)} of the {len(expected)} tensors of '
-            f'this model ({model.summary}): {_first(missing)}'
+            f'it lacks {len(missing)} of the {len(expected)} tensors of this '
+            f'model ({model.summary}): {_first(missing)}'
         )
     for name, tensor in expected.items():
         if state[name].shape != tensor.shape:
             raise UsageError(
-                f'{file}: {name} is {tuple(state[name].shape)}, but by the '
-                f'other tensors the model is {model.summary}, where it is '
+                f'{name} is {tuple(state[name].shape)}, but by the other '
+                f'tensors the model is {model.summary}, where it is '
                 f'{tuple(tensor.shape)}'
             )
     unused = _others(state, expected)
     extra = [x for x in unused if x.startswith(('backbone.', 'head.'))]
     if extra:
         raise UsageError(
-            f'{file} has also {_first(extra)}: this model '
-            f'({model.summary}) has no place for it, and its outputs would '
-            'depend on it'
+            f'it has also {_first(extra)}: not part of this model '
+            f'({model.summary}), whose outputs would depend on it'
         )
     return model, unused
 
 
 @contextmanager
-def _fits_a_model(file: str) -> Iterator[None]:
-    """Explain what fails where shapes belong to no model.
-
-    Args:
-        file: Name of the file, for error messages.
-    """
+def _naming(file: str) -> Iterator[None]:
+    """Name the file in errors, also in those of shapes that fit no model."""
     try:
         yield
+    except UsageError as error:
+        raise UsageError(f'{file}: {error}') from None
+    except KeyError as error:
+        raise UsageError(f'{file} has no tensor {error.args[0]}') from None
     except (
         AssertionError,
         IndexError,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,24 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lors_det.errors import UsageError
-
 
 class Shapes(dict[str, tuple[int, ...]]):
     """The shape of every tensor of a checkpoint, by name.
 
     Args:
         state: The tensors.
-        file: Name of the file, for error messages.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], file: str) -> None:
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__((k, tuple(v.shape)) for k, v in state.items())
-        self.file = file
-
-    def __missing__(self, name: str) -> tuple[int, ...]:
-        """Raise that the checkpoint lacks a tensor."""
-        raise UsageError(f'{self.file} has no tensor {name}')
 
     def count(self, pattern: str, step: int = 1) -> int:
         """Count the names of a numbered series.
@@ -36,10 +29,9 @@ class Shapes(dict[str, tuple[int, ...]]):
             pattern: A name with ``{}`` in place of the number, from 0.
             step: Difference of the numbers.
         """
-        number = 0
-        while pattern.format(step * number) in self:
-            number += 1
-        return number
+        numbers = itertools.count(step=step)
+        names = (pattern.format(number) for number in numbers)
+        return sum(1 for _ in itertools.takewhile(self.__contains__, names))
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class OfficialModel:
     settings: dict[str, Any]
     renames: list[Rename]
     state: dict[str, Tensor]
-    notes: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def read_table(
@@ -111,7 +103,7 @@ def read_table(
 def to_ours(
     state: Mapping[str, Tensor], renames: Iterable[Rename]
 ) -> dict[str, Tensor]:
-    """Rename and split official tensors; others are left out.
+    """Rename and split official tensors; leave others out.
 
     Args:
         state: Official tensors by name.
@@ -134,7 +126,7 @@ def to_ours(
 def to_official(
     state: Mapping[str, Tensor], renames: Iterable[Rename]
 ) -> dict[str, Tensor]:
-    """Rename and join our tensors; others are left out.
+    """Rename and join our tensors; leave others out.
 
     Args:
         state: Our tensors by name.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -54,26 +55,17 @@ ffn_lors.bias_per_layer.{}.(0|1)                ffn.(fc1|fc2).bias.{}
 OFFICIAL_FC1 = 'backbone.ffn_lors.layers.0.0.weight'
 
 
-def is_vit(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a checkpoint is a classifier, of a release or ours.
-
-    Args:
-        state: Tensors by name.
-    """
-    return 'backbone.cls_token' in state or 'embed.cls_token' in state
-
-
-def recognise_vit(state: Mapping[str, Tensor], file: str) -> OfficialModel:
+def recognise_vit(state: Mapping[str, Tensor]) -> OfficialModel:
     """Read the settings of a classifier from its shapes, and its names.
 
     Args:
         state: Tensors by their official names.
-        file: Name of the file, for error messages.
 
     Raises:
-        UsageError: If it lacks a tensor, or is a DeiT with distillation.
+        KeyError: If it lacks a tensor.
+        UsageError: If it is a DeiT with distillation.
     """
-    shapes = Shapes(state, file)
+    shapes = Shapes(state)
     lors = OFFICIAL_FC1 in shapes
     num_layers = shapes.count('backbone.layers.{}.ln1.weight')
     projection = shapes['backbone.patch_embed.projection.weight']
@@ -82,20 +74,20 @@ def recognise_vit(state: Mapping[str, Tensor], file: str) -> OfficialModel:
     side = math.isqrt(num_tokens - 1)
     if side**2 != num_tokens - 1:
         raise UsageError(
-            f'{file}: backbone.pos_embed has {num_tokens} entries: expected '
-            'one for the class token and one for each patch of a square image '
-            '(DeiT with distillation has one more, and is not supported)'
+            f'backbone.pos_embed has {num_tokens} entries: expected one for '
+            'the class token and one for each patch of a square image (DeiT '
+            'with distillation has one more, and is not supported)'
         )
-    fc1 = 'backbone.layers.0.ffn.layers.0.0.weight'
     stacks = {}
     if lors:
-        fc1 = OFFICIAL_FC1
         for name, factors in (
             ('attention', 'backbone.attn_lors.qkv_private.{}.0.weight'),
             ('ffn', 'backbone.ffn_lors.layers_private.{}.0.0.weight'),
         ):
             ranks = [shapes[factors.format(i)][0] for i in range(num_layers)]
             stacks[name] = _stack(ranks, dims)
+    fc1 = OFFICIAL_FC1 if lors else 'backbone.layers.0.ffn.layers.0.0.weight'
+    num_heads = max(1, dims // HEAD_DIMS)
     settings: dict[str, Any] = {
         'num_classes': shapes['head.layers.head.weight'][0],
         'img_size': side * patch_size,
@@ -103,26 +95,25 @@ def recognise_vit(state: Mapping[str, Tensor], file: str) -> OfficialModel:
         'in_channels': channels,
         'embed_dims': dims,
         'num_layers': num_layers,
-        'num_heads': max(1, dims // HEAD_DIMS),
+        'num_heads': num_heads,
         'feedforward_channels': shapes[fc1][0],
         'stacks': stacks,
     }
     # No shape depends on the number of heads, and 1 divides every width.
     with torch.device('meta'):
         built = ViTClassifier(**{**settings, 'num_heads': 1})
-    release = 'LORS' if lors else 'MMClassification'
     return OfficialModel(
-        f'{release}, DeiT, {num_layers} layers, width {dims}, '
-        f'{settings["num_classes"]} classes',
+        f'{"LORS" if lors else "MMClassification"}, DeiT, {num_layers} '
+        f'layers, width {dims}, {settings["num_classes"]} classes',
         BASE_CONFIG,
         settings,
         vit_renames(shapes),
         built.state_dict(),
-        [
-            f'num_heads={settings["num_heads"]} is a guess ({HEAD_DIMS} '
-            'channels for each, as in every DeiT): no shape depends on it, '
-            'but the outputs do'
-        ],
+        (
+            f'num_heads={num_heads} is a guess ({HEAD_DIMS} channels for '
+            'each, as in every DeiT): no shape depends on it, but the outputs '
+            'do',
+        ),
     )
 
 
@@ -147,12 +138,14 @@ def _stack(ranks: list[int], full_rank: int) -> dict[str, Any]:
 
     A rank above the full one is split into equal terms of at most full rank.
     """
-    terms = []
-    for rank in ranks:
-        k = max(1, math.ceil(rank / full_rank))
-        while rank % k:
-            k += 1
-        terms.append(k)
+    terms = [
+        next(
+            k
+            for k in itertools.count(max(1, math.ceil(rank / full_rank)))
+            if rank % k == 0
+        )
+        for rank in ranks
+    ]
     stack: dict[str, Any] = {
         'mode': 'lors',
         'rank': [rank // k for rank, k in zip(ranks, terms, strict=True)],

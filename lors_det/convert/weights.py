@@ -34,9 +34,8 @@ def read_weights(
         UsageError: If there are no weights, or no averaged ones.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, dict) or not any(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    tensors = _tensors(state) if isinstance(state, dict) else {}
+    if not tensors:
         raise UsageError(f'{file} has no weights: no state_dict, no tensors')
     dropped = []
     if state is not checkpoint:
@@ -45,32 +44,35 @@ def read_weights(
             for key in checkpoint
             if key not in ('state_dict', 'meta', *EMA_ENTRIES)
         ]
-    plain, averaged = _split_ema(_tensors(state))
+    # mmcv's EMAHook stores the average of ``a.b`` as ``ema_a_b``.
+    names = {f'ema_{name.replace(".", "_")}': name for name in tensors}
+    averaged = {
+        name: tensors.pop(k) for k, name in names.items() if k in tensors
+    }
     if 'steps' in checkpoint.get('ema_state_dict', ()):
         # mmengine's EMAHook swaps the two when it saves.
         dropped.append(
             "ema_state_dict: mmengine's values before averaging, not "
             'converted; state_dict has the averaged ones'
         )
-        return plain, dropped
+        return tensors, dropped
     for entry in EMA_ENTRIES:
         if isinstance(checkpoint.get(entry), dict):
             averaged.update(_tensors(checkpoint[entry]))
-    if not ema:
-        if averaged:
-            dropped.append(
-                f'{len(averaged)} averaged tensors (EMA): not converted; '
-                '--ema takes them instead of the plain ones'
-            )
-        return plain, dropped
-    if not averaged:
+    if ema and not averaged:
         raise UsageError(
             f'--ema: {file} has no averaged weights: no tensors ema_*, no '
             f'{" or ".join(EMA_ENTRIES)}'
         )
-    kept = {name: averaged.pop(name, x) for name, x in plain.items()}
-    dropped.append('the plain values of averaged tensors: not converted')
-    return {**kept, **averaged}, dropped
+    if ema:
+        dropped.append('the plain values of averaged tensors: not converted')
+        return {**tensors, **averaged}, dropped
+    if averaged:
+        dropped.append(
+            f'{len(averaged)} averaged tensors (EMA): not converted; --ema '
+            'takes them instead of the plain ones'
+        )
+    return tensors, dropped
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -80,16 +82,3 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
-
-
-def _split_ema(
-    state: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the plain and the averaged tensors of a state dict.
-
-    mmcv's EMAHook stores the average of ``a.b`` as ``ema_a_b``.
-    """
-    names = {f'ema_{name.replace(".", "_")}': name for name in state}
-    averaged = {names[k]: v for k, v in state.items() if k in names}
-    plain = {k: v for k, v in state.items() if k not in names}
-    return plain, averaged

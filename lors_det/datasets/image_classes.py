@@ -30,8 +30,8 @@ class ImageClasses(Dataset[dict[str, Any]]):
         images: (N, channels, H, W) uint8.
         labels: (N,) classes, from 0.
         classes: Name of every class.
-        transforms: Transforms of an image, in order, each a config for
-            `build_transform`.
+        transforms: Transforms of an image, in order: for each its ``type``,
+            a class name in ``torchvision.transforms.v2``, and its arguments.
 
     Raises:
         TypeError: If a transform does not take its arguments.
@@ -48,7 +48,7 @@ class ImageClasses(Dataset[dict[str, Any]]):
         self.images = images
         self.labels = labels
         self.metainfo = {'classes': tuple(classes)}
-        self.transforms = [build_transform(config) for config in transforms]
+        self.transforms = [_build_transform(config) for config in transforms]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -61,28 +61,16 @@ class ImageClasses(Dataset[dict[str, Any]]):
             index: From 0.
 
         Returns:
-            ``inputs`` (channels, H, W) and ``labels``, the class.
+            ``inputs`` (channels, H, W) and ``data_samples``, the class.
         """
         image = self.images[index]
         for transform in self.transforms:
             image = transform(image)
-        return {'inputs': image, 'labels': self.labels[index]}
+        return {'inputs': image, 'data_samples': self.labels[index]}
 
 
-def build_transform(config: Mapping[str, Any]) -> Any:
-    """Build a transform of torchvision from its config.
-
-    Args:
-        config: ``type``, a class name in ``torchvision.transforms.v2``, and
-            its arguments.
-
-    Returns:
-        The transform.
-
-    Raises:
-        TypeError: If the transform does not take the arguments.
-        ValueError: If there is no transform of that name.
-    """
+def _build_transform(config: Mapping[str, Any]) -> Any:
+    """Build a transform of torchvision from its name and its arguments."""
     arguments = dict(config)
     name = arguments.pop('type', None)
     kind = getattr(v2, str(name), None)
@@ -93,6 +81,14 @@ def build_transform(config: Mapping[str, Any]) -> Any:
             "'RandomHorizontalFlip'"
         )
     return kind(**arguments)
+
+
+def _check_split(split: str) -> None:
+    """Raise a ValueError if there is no such split."""
+    if split not in SPLITS:
+        raise ValueError(
+            f'dataset.split={split!r}: expected one of {list(SPLITS)}'
+        )
 
 
 @DATASETS.register_module()
@@ -119,7 +115,7 @@ class CIFAR100Images(ImageClasses):
         transforms: Sequence[Mapping[str, Any]] = (),
         download: bool = True,
     ) -> None:
-        check_split(split)
+        _check_split(split)
         # One process downloads while the others wait.
         if is_main_process():
             data = _read_cifar100(data_root, split, download)
@@ -139,15 +135,16 @@ def _read_cifar100(data_root: str, split: str, download: bool) -> Any:
     try:
         return CIFAR100(data_root, train=split == 'train', download=download)
     except (OSError, RuntimeError) as error:
-        failed = f'downloading failed: {error}'
-    reason = failed if download else 'downloading is switched off'
-    raise UsageError(
-        f'dataset.data_root: no complete {CIFAR100.base_folder} in '
-        f'{data_root} ({reason}); get {CIFAR100.url} where there is a network '
-        f'and unpack it there (tar xzf {CIFAR100.filename} -C {data_root}), '
-        'or train on the digits that come with scikit-learn '
-        '(configs/deit/*_digits.py)'
-    )
+        reason = 'downloading is switched off'
+        if download:
+            reason = f'downloading failed: {error}'
+        raise UsageError(
+            f'dataset.data_root: no complete {CIFAR100.base_folder} in '
+            f'{data_root} ({reason}); get {CIFAR100.url} where there is a '
+            'network and unpack it there (tar xzf '
+            f'{CIFAR100.filename} -C {data_root}), or train on the digits '
+            'that come with scikit-learn (configs/deit/*_digits.py)'
+        ) from None
 
 
 @DATASETS.register_module()
@@ -172,13 +169,13 @@ class DigitImages(ImageClasses):
     def __init__(
         self, split: str, transforms: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        check_split(split)
+        _check_split(split)
         try:
             datasets = importlib.import_module('sklearn.datasets')
             selection = importlib.import_module('sklearn.model_selection')
         except ImportError as error:
             raise UsageError(
-                f'the digits come with scikit-learn, which is not installed '
+                'the digits come with scikit-learn, which is not installed '
                 f'({error}): pip install scikit-learn'
             ) from None
         digits = datasets.load_digits()
@@ -196,19 +193,4 @@ class DigitImages(ImageClasses):
             torch.from_numpy(labels),
             [str(name) for name in digits.target_names],
             transforms,
-        )
-
-
-def check_split(split: str) -> None:
-    """Raise if there is no such split.
-
-    Args:
-        split: Name of the split.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if split not in SPLITS:
-        raise ValueError(
-            f'dataset.split={split!r}: expected one of {list(SPLITS)}'
         )

@@ -213,7 +213,7 @@ class NonFiniteHook(Hook):
             batches = [b for b in batches if _bad_losses(b)]
         losses = [name for b in batches for name in _bad_losses(b)]
         images = [
-            sample.get('img_id')
+            getattr(sample, 'img_id', None)
             for b in batches
             for sample in b['batch'].get('data_samples', ())
         ]

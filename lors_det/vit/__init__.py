@@ -8,11 +8,8 @@ from lors_det.vit.embed import PatchEmbedding
 from lors_det.vit.encoder import ViTEncoder
 from lors_det.vit.metric import Top1Accuracy
 from lors_det.vit.model import ViTClassifier
-from lors_det.vit.preprocess import BatchMixing, ImageNormalizer
 
 __all__ = [
-    'BatchMixing',
-    'ImageNormalizer',
     'PatchEmbedding',
     'Top1Accuracy',
     'ViTClassifier',

@@ -53,18 +53,11 @@ class PatchEmbedding(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
         num_tokens = 1 + self.grid_size**2
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dims))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw initial values.
-
-        Projection: N(0, 1 / fan_in), bias 0. Position embedding: N(0, 0.02).
-        Class token: 0, it has a position embedding of its own.
-        """
-        weight = self.proj.weight
-        nn.init.normal_(weight, std=1 / math.sqrt(weight[0].numel()))
+        fan_in = in_channels * patch_size**2
+        nn.init.normal_(self.proj.weight, std=1 / math.sqrt(fan_in))
         assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
+        # 0, because it has a position embedding of its own.
         nn.init.zeros_(self.cls_token)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 

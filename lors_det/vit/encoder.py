@@ -52,12 +52,9 @@ class SelfAttention(nn.Module):
         self.proj = StackedLinear(
             num_layers, embed_dims, embed_dims, stack, key=key
         )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw initial values: full matrices N(0, 0.02), biases 0."""
-        for stack in (self.qkv, self.proj):
-            reset_stack(stack, partial(nn.init.trunc_normal_, std=0.02))
+        init_matrix = partial(nn.init.trunc_normal_, std=0.02)
+        for linear in (self.qkv, self.proj):
+            init_stack(linear, init_matrix)
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
         """Let the tokens of each image attend to each other.
@@ -107,12 +104,8 @@ class FeedForward(nn.Module):
         self.fc2 = StackedLinear(
             num_layers, hidden_dims, embed_dims, stack, key=key
         )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw initial values: full matrices Xavier uniform, biases 0."""
-        for stack in (self.fc1, self.fc2):
-            reset_stack(stack, nn.init.xavier_uniform_)
+        for linear in (self.fc1, self.fc2):
+            init_stack(linear, nn.init.xavier_uniform_)
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
         """Transform each token separately.
@@ -180,11 +173,6 @@ class ViTEncoder(nn.Module):
             num_layers, embed_dims, feedforward_channels, stacks.get('ffn')
         )
 
-    def reset_parameters(self) -> None:
-        """Draw all initial values again."""
-        for module in (self.norm1, self.attention, self.norm2, self.ffn):
-            module.reset_parameters()
-
     def forward(self, tokens: Tensor) -> Tensor:
         """Run all layers.
 
@@ -212,17 +200,17 @@ class ViTEncoder(nn.Module):
         return tokens + self.ffn(self.norm2(tokens, layer), layer)
 
 
-def reset_stack(
+def init_stack(
     stack: StackedLinear, init_matrix: Callable[[Tensor], Tensor]
 ) -> None:
-    """Draw the initial values of a stack again, biases 0.
+    """Initialise the dense or shared matrices of a stack, and set biases to 0.
+
+    Low-rank factors keep the values that `StackedLinear` gives them.
 
     Args:
         stack: The stack.
-        init_matrix: Fills its dense or shared matrices in place; low-rank
-            factors keep the values that `StackedLinear` gives them.
+        init_matrix: Fills a matrix in place.
     """
-    stack.reset_parameters()
     for weight in stack.dense:
         init_matrix(weight)
     if stack.shared is not None:

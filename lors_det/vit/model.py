@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from lors_det.lors.config import check_at_least
 from lors_det.vit.embed import PatchEmbedding
 from lors_det.vit.encoder import NORM_EPS, ViTEncoder
-from lors_det.vit.preprocess import BatchMixing
 
 
 @MODELS.register_module()
@@ -42,7 +43,7 @@ class ViTClassifier(BaseModel):
             evenly over all classes, from 0 to 1.
         mixup: Parameter alpha of mixup; 0 for no mixup.
         cutmix: Parameter alpha of cutmix; 0 for no cutmix.
-        data_preprocessor: Config of the `ImageNormalizer`.
+        data_preprocessor: Config of mmengine's `ImgDataPreprocessor`.
 
     Raises:
         TypeError: If a size or an entry of ``stacks`` has a wrong type.
@@ -73,7 +74,7 @@ class ViTClassifier(BaseModel):
                 'number from 0 to 1'
             )
         self.label_smoothing = label_smoothing
-        self.mixing = BatchMixing(num_classes, mixup, cutmix)
+        self.mixing = _batch_mixing(num_classes, mixup=mixup, cutmix=cutmix)
         self.embed = PatchEmbedding(
             img_size, patch_size, in_channels, embed_dims
         )
@@ -82,31 +83,21 @@ class ViTClassifier(BaseModel):
         )
         self.norm = nn.LayerNorm(embed_dims, eps=NORM_EPS)
         self.head = nn.Linear(embed_dims, num_classes)
-        self._reset_head()
-
-    def reset_parameters(self) -> None:
-        """Draw all initial values again."""
-        self.embed.reset_parameters()
-        self.encoder.reset_parameters()
-        self.norm.reset_parameters()
-        self._reset_head()
-
-    def _reset_head(self) -> None:
-        """Set the head to 0: every class starts with the same probability."""
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
+        # Every class starts with the same probability.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(
         self,
         inputs: Tensor,
-        labels: Tensor | None = None,
+        data_samples: Tensor | None = None,
         mode: str = 'tensor',
     ) -> Any:
         """Compute losses, predictions or logits, as mmengine's models do.
 
         Args:
             inputs: (B, in_channels, H, W) normalised images.
-            labels: (B,) classes, or (B, num_classes) probabilities.
+            data_samples: (B,) classes, or (B, num_classes) probabilities.
             mode: ``loss``, ``predict`` or ``tensor``.
 
         Returns:
@@ -118,12 +109,12 @@ class ViTClassifier(BaseModel):
         if mode == 'tensor':
             return self.logits(inputs)
         if mode == 'predict':
-            return self.predict(inputs, labels)
+            return self.predict(inputs, data_samples)
         if mode != 'loss':
             raise ValueError(f'mode={mode!r}: expected loss, predict, tensor')
-        if labels is None:
-            raise ValueError("mode='loss' needs labels: got None")
-        return self.loss(inputs, labels)
+        if data_samples is None:
+            raise ValueError("mode='loss' needs data_samples: got None")
+        return self.loss(inputs, data_samples)
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute the class logits.
@@ -147,7 +138,8 @@ class ViTClassifier(BaseModel):
         Returns:
             ``loss``, the mean over the batch.
         """
-        images, labels = self.mixing(images, labels)
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels)
         logits = self.logits(images)
         loss = F.cross_entropy(
             logits, labels, label_smoothing=self.label_smoothing
@@ -175,3 +167,24 @@ class ViTClassifier(BaseModel):
             for result, label in zip(results, labels, strict=True):
                 result['gt_label'] = label
         return results
+
+
+def _batch_mixing(num_classes: int, **alphas: float) -> nn.Module | None:
+    """Return torchvision's mixup or cutmix, one at random for each batch.
+
+    Each image is mixed with the next one of its batch, so the data have to be
+    shuffled. Sources: mixup (arXiv:1710.09412), cutmix (arXiv:1905.04899).
+    """
+    choices = []
+    for key, kind in (('mixup', v2.MixUp), ('cutmix', v2.CutMix)):
+        alpha = alphas[key]
+        if alpha < 0:
+            raise ValueError(
+                f'model.{key}={alpha!r}: expected a number above 0, or 0 '
+                f'for no {key}'
+            )
+        if alpha:
+            # Their constructors make tensors and read their values.
+            with torch.device('cpu'):
+                choices.append(kind(alpha=alpha, num_classes=num_classes))
+    return v2.RandomChoice(choices) if choices else None

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -38,23 +39,20 @@ def test_values_and_gradient(
     logits = 3 * torch.randn(6, 4)
     weight = torch.rand(4) + 0.5 if weighted else None
     expected = formula(logits, weight, gamma)
-    for reduction, value in (
-        ('none', expected),
-        ('sum', expected.sum()),
-        ('mean', expected.sum() / 6),
-    ):
 
-        def loss(x: Tensor, reduction: str = reduction) -> Tensor:
-            weights = None if weight is None else weight.to(x.dtype)
-            return sigmoid_focal_loss(
-                x, TARGET, gamma, 0.3, weights, reduction
-            )
+    def loss(x: Tensor, reduction: str = 'none') -> Tensor:
+        weights = None if weight is None else weight.to(x.dtype)
+        return sigmoid_focal_loss(x, TARGET, gamma, 0.3, weights, reduction)
 
-        if reduction == 'none':
-            check_values(loss, [logits], value)
-        torch.testing.assert_close(loss(logits), value, rtol=0, atol=1e-11)
+    check_values(loss, [logits], expected)
+    for reduction in ('sum', 'mean'):
+        total = expected.sum() / (6 if reduction == 'mean' else 1)
+        found = loss(logits, reduction)
+        torch.testing.assert_close(found, total, rtol=0, atol=1e-11)
         leaf = logits.clone().requires_grad_()
-        assert reduction == 'none' or torch.autograd.gradcheck(loss, leaf)
+        assert torch.autograd.gradcheck(
+            partial(loss, reduction=reduction), leaf
+        )
 
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])

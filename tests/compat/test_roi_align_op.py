@@ -20,27 +20,8 @@ ROIS = [
 ]
 
 
-def sample(image: Tensor, y: float, x: float) -> Tensor:
-    """Interpolate ``(C, H, W)`` at a position in cells to ``(C,)``.
-
-    Positions up to one cell outside are moved to the border, others are 0.
-    """
-    _, height, width = image.shape
-    if not (-1 <= y <= height and -1 <= x <= width):
-        return image.new_zeros(image.shape[0])
-    y = min(max(y, 0), height - 1)
-    x = min(max(x, 0), width - 1)
-    top, left = math.floor(y), math.floor(x)
-    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-    down, over = y - top, x - left
-    upper = (1 - over) * image[:, top, left] + over * image[:, top, right]
-    lower = (1 - over) * image[:, bottom, left] + over * image[
-        :, bottom, right
-    ]
-    return (1 - down) * upper + down * lower
-
-
 def definition(
+    bilinear: Callable[[Tensor, float, float], Tensor],
     features: Tensor,
     rois: Tensor,
     size: tuple[int, int],
@@ -48,7 +29,11 @@ def definition(
     ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Return the mean of the samples of every bin: ``(K, C, *size)``."""
+    """Return the mean of the samples of every bin: ``(K, C, *size)``.
+
+    Samples up to one cell outside are moved to the border, others are 0.
+    """
+    height, width = features.shape[2:]
     pooled = features.new_zeros(len(rois), features.shape[1], *size)
     for k, roi in enumerate(rois.tolist()):
         image = features[int(roi[0])]
@@ -63,18 +48,26 @@ def definition(
         ).tolist():
             y = y1 + (row + (i + 0.5) / counts[0]) * bins[0]
             x = x1 + (column + (j + 0.5) / counts[1]) * bins[1]
-            share = sample(image, y, x) / (counts[0] * counts[1])
-            pooled[k, :, row, column] += share
+            if -1 <= y <= height and -1 <= x <= width:
+                y = min(max(y, 0.0), height - 1.0)
+                x = min(max(x, 0.0), width - 1.0)
+                share = bilinear(image, y, x) / (counts[0] * counts[1])
+                pooled[k, :, row, column] += share
     return pooled
 
 
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
 def test_values_and_gradient(
-    ratio: int, aligned: bool, check_values: Callable[..., None]
+    ratio: int,
+    aligned: bool,
+    bilinear: Callable[[Tensor, float, float], Tensor],
+    check_values: Callable[..., None],
 ) -> None:
     features, rois = torch.randn(2, 3, 9, 7), torch.tensor(ROIS)
-    expected = definition(features, rois, (3, 2), 0.5, ratio, aligned)
+    expected = definition(
+        bilinear, features, rois, (3, 2), 0.5, ratio, aligned
+    )
     assert expected.abs().amax(dim=(1, 2, 3))[:3].gt(0.1).all()
 
     def pool(features: Tensor, rois: Tensor = rois) -> Tensor:

@@ -13,18 +13,24 @@ PLAIN = {'a.b': torch.zeros(2), 'a.c': torch.zeros(3), 'n': torch.tensor(1)}
 MEAN = torch.ones(2)
 
 
+def distributed(state: dict[str, Any]) -> dict[str, Any]:
+    return {f'module.{name}': value for name, value in state.items()}
+
+
 @pytest.mark.parametrize(
     'checkpoint',
     [
         PLAIN,
         {'state_dict': PLAIN},
-        {'state_dict': {f'module.{k}': v for k, v in PLAIN.items()}},
+        {'state_dict': distributed(PLAIN)},
         {'meta': {}, 'state_dict': PLAIN, 'optimizer': {'state': {}}},
         {'state_dict': {**PLAIN, 'ema_a_b': MEAN}},
+        {'state_dict': distributed({**PLAIN, 'ema_a_b': MEAN})},
         {'state_dict': PLAIN, 'state_dict_ema': {'a.b': MEAN}},
+        {'state_dict': PLAIN, 'ema_state_dict': {'module.a.b': MEAN}},
     ],
 )
-def test_plain_weights(checkpoint: dict[str, Any]) -> None:
+def test_plain_and_averaged_weights(checkpoint: dict[str, Any]) -> None:
     state, dropped = read_weights(checkpoint, 'SRC')
     assert state.keys() == PLAIN.keys()
     assert all(state[name] is PLAIN[name] for name in PLAIN)
@@ -32,33 +38,10 @@ def test_plain_weights(checkpoint: dict[str, Any]) -> None:
         assert dropped == ['optimizer: not converted']
     if 'ema' in str(checkpoint):
         assert '1 averaged tensors (EMA): not converted; --ema' in dropped[-1]
-
-
-@pytest.mark.parametrize(
-    'checkpoint',
-    [
-        {'state_dict': {**PLAIN, 'ema_a_b': MEAN}},
-        {
-            'state_dict': {
-                'module.a.b': PLAIN['a.b'],
-                'module.a.c': PLAIN['a.c'],
-                'module.n': PLAIN['n'],
-                'module.ema_a_b': MEAN,
-            }
-        },
-        {'state_dict': PLAIN, 'state_dict_ema': {'a.b': MEAN}},
-        {
-            'state_dict': PLAIN,
-            'ema_state_dict': {'module.a.b': MEAN},
-        },
-    ],
-    ids=['mmcv', 'mmcv-distributed', 'timm', 'other'],
-)
-def test_averaged_weights(checkpoint: dict[str, Any]) -> None:
-    state, _ = read_weights(checkpoint, 'SRC', ema=True)
-    assert state.keys() == PLAIN.keys()
-    assert state['a.b'] is MEAN
-    assert state['a.c'] is PLAIN['a.c']
+        state, _ = read_weights(checkpoint, 'SRC', ema=True)
+        assert state.keys() == PLAIN.keys()
+        assert state['a.b'] is MEAN
+        assert state['a.c'] is PLAIN['a.c']
 
 
 @pytest.mark.parametrize('ema', [False, True])

@@ -55,7 +55,7 @@ def test_transforms() -> None:
         [{'type': 'RandomHorizontalFlip', 'p': 1.0}],
     )
     assert dataset[0]['inputs'].tolist() == [[[1, 0], [3, 2]]]
-    assert dataset[0]['labels'] == 0
+    assert dataset[0]['data_samples'] == 0
     for name in ('Flip', 'functional', None):
         message = f'dataset.transforms: type={name!r}: expected the name'
         with pytest.raises(ValueError, match=re.escape(message)):

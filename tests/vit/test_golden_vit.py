@@ -36,24 +36,19 @@ FILES = sorted(GOLDEN_DIR.glob(PATTERN)) or sorted(OWN_DIR.glob(PATTERN))
 def model_of(golden: Golden) -> ViTClassifier:
     """Our model with the recorded weights, through the converter."""
     config = golden.config
-    model = ViTClassifier(
-        num_classes=config['num_classes'],
-        img_size=config['img_size'],
-        patch_size=config['patch_size'],
-        in_channels=config['in_channels'],
-        embed_dims=config['embed_dims'],
-        num_layers=config['num_layers'],
-        num_heads=config['num_heads'],
-        feedforward_channels=config['feedforward_channels'],
-        stacks={
-            name: {
-                'mode': 'lors',
-                'rank': config[f'{key}_kernel_sizes'],
-                'num_param_groups': config[f'{key}_kernel_groups'],
-            }
-            for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
-        },
-    )
+    sizes = (
+        'num_classes', 'img_size', 'patch_size', 'in_channels', 'embed_dims',
+        'num_layers', 'num_heads', 'feedforward_channels',
+    )  # fmt: skip
+    stacks = {
+        name: {
+            'mode': 'lors',
+            'rank': config[f'{key}_kernel_sizes'],
+            'num_param_groups': config[f'{key}_kernel_groups'],
+        }
+        for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
+    }
+    model = ViTClassifier(**{k: config[k] for k in sizes}, stacks=stacks)
     result = convert(golden.section('state/'), 'recorded')
     assert not result.unused
     model.load_state_dict(result.state)
@@ -125,7 +120,7 @@ def vit_gradients(golden: Golden) -> Iterator[Comparison]:
     )
     scalar.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
-    renames = vit_renames(Shapes(model.state_dict(), 'ours'))
+    renames = vit_renames(Shapes(model.state_dict()))
     found = {'in/img': images.grad, **to_official(ours, renames)}
     yield Comparison('gradients', found, golden.section('grad/'))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers.factories import randomise
 
 from lors_det.lors import MODES, fold
-from lors_det.vit import ViTClassifier
+from lors_det.vit import Top1Accuracy, ViTClassifier
 
 LORS = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 2, 1]}
 SMALL = {
@@ -144,56 +144,66 @@ def test_predictions() -> None:
     assert 'gt_label' not in model(images, mode='predict')[0]
 
 
-def test_starts_from_equal_chances() -> None:
-    assert not classifier()(torch.randn(2, 3, 8, 8)).any()
-
-
-def statistics(model: ViTClassifier) -> dict[str, tuple[float, float]]:
-    """Largest entry and standard deviation of every parameter."""
-    return {
-        name: (float(p.detach().abs().max()), float(p.detach().std()))
-        for name, p in model.named_parameters()
-    }
-
-
 @pytest.mark.parametrize('mode', ['dense', 'lors'])
 def test_initial_values(mode: str) -> None:
-    """The law of the release; drawn twice it is the same law."""
+    """Largest entry and deviation of every parameter, as in the release."""
+    stack = {'mode': mode, 'rank': 32}
     model = ViTClassifier(
-        10, num_layers=2, stacks={
-            name: {'mode': mode, 'rank': 32} for name in ('attention', 'ffn')
-        },
-    )  # fmt: skip
-    first = statistics(model)
-    randomise(model)
-    model.reset_parameters()
-    second = statistics(model)
-    assert first.keys() == second.keys()
-    for stats in (first, second):
-        for name, (largest, std) in stats.items():
-            if re.search(r'private_B|bias|cls_token|^head', name):
-                assert largest == 0, name
-            elif 'norm' in name:
-                assert (largest, std) == (1, 0), name
-            elif 'private_A' in name:
-                fan_in = 768 if 'fc2' in name else 192
-                assert largest <= math.sqrt(6 / fan_in)
-                assert std == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)
-            elif 'ffn' in name:
-                assert largest <= math.sqrt(6 / 960)
-                assert std == pytest.approx(math.sqrt(2 / 960), rel=0.05)
-            elif name == 'embed.proj.weight':
-                assert std == pytest.approx(math.sqrt(1 / 48), rel=0.05)
-            else:
-                assert std == pytest.approx(0.02, rel=0.05), name
+        10, num_layers=2, stacks={'attention': stack, 'ffn': stack}
+    )
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.detach().abs().max())
+        std = float(parameter.detach().std())
+        bound = std_expected = None
+        if re.search(r'private_B|bias|cls_token|^head', name):
+            assert largest == 0, name
+        elif 'norm' in name:
+            assert (largest, std) == (1, 0), name
+        elif 'private_A' in name:
+            bound = math.sqrt(6 / (768 if 'fc2' in name else 192))
+        elif 'ffn' in name:
+            bound = math.sqrt(6 / 960)
+        elif name == 'embed.proj.weight':
+            std_expected = math.sqrt(1 / 48)
+        else:
+            std_expected = 0.02
+        if bound:  # uniform
+            assert largest <= bound, name
+            std_expected = bound / math.sqrt(3)
+        if std_expected:
+            assert std == pytest.approx(std_expected, rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    'alphas', [{'mixup': 0.8}, {'cutmix': 1.0}, {'mixup': 0.8, 'cutmix': 1.0}]
+)
+def test_mixing(alphas: dict[str, float]) -> None:
+    """Labels say how much, or how many pixels, are of which image."""
+    mixing = classifier(**alphas).mixing
+    images = torch.eye(5)[:, :, None, None].expand(-1, -1, 8, 8)
+    kinds = set()
+    for _ in range(40 if len(alphas) == 2 else 1):
+        mixed, soft = mixing(images, torch.arange(5))
+        torch.testing.assert_close(soft.sum(-1), torch.ones(5))
+        torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
+        kinds.add('cutmix' if (mixed % 1 == 0).all() else 'mixup')
+    assert kinds == set(alphas)
+
+
+def test_accuracy() -> None:
+    metric = Top1Accuracy()
+    samples = [
+        {'pred_label': torch.tensor(found), 'gt_label': torch.tensor(right)}
+        for found, right in [(0, 0), (1, 2), (2, 2), (3, 3)]
+    ]
+    metric.process(None, samples[:3])
+    metric.process(None, samples[3:])
+    assert metric.evaluate(4) == {'accuracy/top1': 75.0}
 
 
 AT_LEAST_1 = 'expected an integer of at least 1'
 WRONG = [
-    (
-        {'patch_size': 3},
-        'patch_size=3: expected a divisor of model.img_s',
-    ),
+    ({'patch_size': 3}, 'patch_size=3: expected a divisor of model.img_size'),
     ({'num_heads': 5}, 'num_heads=5: expected a divisor of model.embed_dims='),
     ({'num_layers': 0}, f'num_layers=0: {AT_LEAST_1}'),
     ({'num_classes': 0}, f'num_classes=0: {AT_LEAST_1}'),
@@ -231,7 +241,7 @@ def test_wrong_calls() -> None:
     model = classifier()
     with pytest.raises(ValueError, match=r'images of 8 x 7 pixels: expected'):
         model(torch.zeros(1, 3, 8, 7))
-    with pytest.raises(ValueError, match="mode='loss' needs labels"):
+    with pytest.raises(ValueError, match="mode='loss' needs data_samples"):
         model(torch.zeros(1, 3, 8, 8), mode='loss')
     with pytest.raises(ValueError, match="mode='x': expected loss, pre"):
         model(torch.zeros(1, 3, 8, 8), mode='x')

@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers.golden_files import GOLDEN_DIR
 
-from lors_det.lors import count_parameters
 from lors_det.vit import ViTClassifier
 
 PATTERN = 'expected_params*.json'
@@ -84,23 +83,10 @@ def check(model: ViTClassifier, entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_grid(path: Path) -> None:
-    for cell in json.loads(path.read_text()).get('vit_grid', []):
+def test_counts_of_the_release(path: Path) -> None:
+    content = json.loads(path.read_text())
+    for cell in content.get('vit_grid', []):
         check(deit_tiny(cell), cell)
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_deit_tiny(path: Path) -> None:
-    entry = json.loads(path.read_text()).get('deit_tiny_cifar100', {})
+    entry = content.get('deit_tiny_cifar100', {})
     for mode, cell in (('dense', None), ('lors', RELEASE)):
         check(deit_tiny(cell), entry.get(mode, {}))
-
-
-def test_encoder_of_the_paper() -> None:
-    dense, lors = deit_tiny(None), deit_tiny(RELEASE)
-    assert count_parameters(dense.encoder).total == 5_338_368
-    counts = count_parameters(lors.encoder)
-    assert counts.total == 2_536_704
-    assert counts.shared == 147_456 + 294_912
-    assert counts.private == 774_144 + 1_290_240
-    assert counts.dense == 0

@@ -3,43 +3,53 @@
 
 Each op has the name and the parameters of the compiled one and writes to the
 same output buffers. Half-precision tensors are computed in float32 and rounded
-once at the end, on every device.
+once at the end, on every device. torchvision is imported when an op needs it,
+because that takes most of a second.
 """
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
+from lors_det.compat.ops.deform_attn import (
+    ms_deform_attn_backward,
+    ms_deform_attn_forward,
+)
+from lors_det.compat.ops.deform_conv import (
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+)
+from lors_det.compat.ops.focal_loss import (
+    sigmoid_focal_loss_backward,
+    sigmoid_focal_loss_forward,
+)
+from lors_det.compat.ops.nms import nms, softnms
+from lors_det.compat.ops.roi_align import (
+    roi_align_backward,
+    roi_align_forward,
+)
 
-# The op and the module of this package that defines it. Not imported here:
-# this package is imported with lors_det, and the ops need torch.
-OPS = {
-    'deform_conv_backward_input': 'deform_conv',
-    'deform_conv_backward_parameters': 'deform_conv',
-    'deform_conv_forward': 'deform_conv',
-    'get_compiler_version': 'info',
-    'get_compiling_cuda_version': 'info',
-    'modulated_deform_conv_backward': 'deform_conv',
-    'modulated_deform_conv_forward': 'deform_conv',
-    'ms_deform_attn_backward': 'deform_attn',
-    'ms_deform_attn_forward': 'deform_attn',
-    'nms': 'nms',
-    'roi_align_backward': 'roi_align',
-    'roi_align_forward': 'roi_align',
-    'sigmoid_focal_loss_backward': 'focal_loss',
-    'sigmoid_focal_loss_forward': 'focal_loss',
-    'softnms': 'nms',
-}
+__all__ = [
+    'deform_conv_backward_input',
+    'deform_conv_backward_parameters',
+    'deform_conv_forward',
+    'get_compiler_version',
+    'get_compiling_cuda_version',
+    'modulated_deform_conv_backward',
+    'modulated_deform_conv_forward',
+    'ms_deform_attn_backward',
+    'ms_deform_attn_forward',
+    'nms',
+    'roi_align_backward',
+    'roi_align_forward',
+    'sigmoid_focal_loss_backward',
+    'sigmoid_focal_loss_forward',
+    'softnms',
+]
 
 
-def load_op(name: str) -> Callable[..., Any] | None:
-    """Import and return an op, or None if the stand-in does not have it.
+def get_compiler_version() -> str:
+    """Return a text for ``mmcv.utils.collect_env``: nothing was compiled."""
+    return 'none (stand-in for mmcv._ext by lors_det)'
 
-    Args:
-        name: The op's name in ``mmcv._ext``.
-    """
-    if name not in OPS:
-        return None
-    op: Callable[..., Any] = getattr(
-        import_module(f'{__name__}.{OPS[name]}'), name
-    )
-    return op
+
+get_compiling_cuda_version = get_compiler_version

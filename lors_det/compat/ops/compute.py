@@ -12,22 +12,13 @@ from torch import Tensor
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the dtype to compute in: float64 if any tensor is, else float32.
-
-    Args:
-        tensors: The op's floating-point inputs, of any shape.
-    """
+    """Return float64 if any tensor is float64, else float32."""
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if double else torch.float32
 
 
 def compute(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
-    """Return ``op(*inputs)``, computed in the working dtype.
-
-    Args:
-        op: A function of ``inputs``.
-        inputs: Floating-point tensors of any shape.
-    """
+    """Return ``op(*inputs)``, computed in the working dtype."""
     dtype = working_dtype(*inputs)
     return op(*(tensor.to(dtype) for tensor in inputs))
 
@@ -35,18 +26,10 @@ def compute(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
 def compute_gradients(
     op: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of an op in its inputs, in the working dtype.
+    """Return the gradient of an op in each input, in the working dtype.
 
     The backward ops of mmcv get the inputs of the forward op, not its graph,
     so the forward op is run again.
-
-    Args:
-        op: A function of ``inputs``, differentiable in each of them.
-        inputs: Floating-point tensors of any shape.
-        grad_output: The gradient in the output of ``op``, of its shape.
-
-    Returns:
-        One gradient for each input, of its shape.
     """
     dtype = working_dtype(*inputs)
     # Gradients are off while mmcv's backward pass runs.

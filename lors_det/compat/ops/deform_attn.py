@@ -1,5 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention, by mmcv's own function in torch."""
+"""Multi-scale deformable attention, by mmcv's own function in torch.
+
+It sums values sampled at given locations of several feature levels. A sample
+is bilinear, with zeros outside its level. The arguments of the ops:
+
+- ``value`` ``(B, S, M, D)``: the cells of all levels, row by row, ``M`` heads
+  of ``D`` channels;
+- ``value_spatial_shapes`` ``(L, 2)`` int64: height and width of each level, in
+  cells;
+- ``sampling_locations`` ``(B, Q, M, L, P, 2)``: ``(x, y)`` in widths and
+  heights of the level, ``(0, 0)`` its top left corner;
+- ``attention_weights`` ``(B, Q, M, L, P)``;
+- ``value_level_start_index`` and ``im2col_step``: unused, because a level
+  starts where the one before it ends, and the batch is not split.
+"""
 
 from collections.abc import Callable
 
@@ -16,25 +30,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Sum values sampled at given locations of several feature levels.
-
-    A sample is bilinear, with zeros outside its level.
-
-    Args:
-        value: ``(B, S, M, D)``: the cells of all levels, row by row, ``M``
-            heads of ``D`` channels.
-        value_spatial_shapes: ``(L, 2)`` int64 ``(height, width)`` of each
-            level, in cells.
-        value_level_start_index: Unused; each level starts where the one
-            before it ends.
-        sampling_locations: ``(B, Q, M, L, P, 2)`` as ``(x, y)``, in widths
-            and heights of the level, ``(0, 0)`` its top left corner.
-        attention_weights: ``(B, Q, M, L, P)``.
-        im2col_step: Unused; how the compiled op splits the batch.
-
-    Returns:
-        ``(B, Q, M * D)``.
-    """
+    """Return the sums, ``(B, Q, M * D)``."""
     inputs = [value, sampling_locations, attention_weights]
     return compute(_attention(value_spatial_shapes), inputs).to(value.dtype)
 
@@ -51,20 +47,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Compute the gradients of :func:`ms_deform_attn_forward`.
-
-    Args:
-        value: As in the forward op.
-        value_spatial_shapes: As in the forward op.
-        value_level_start_index: Unused.
-        sampling_locations: As in the forward op.
-        attention_weights: As in the forward op.
-        grad_output: ``(B, Q, M * D)``.
-        grad_value: ``(B, S, M, D)`` buffer, added to.
-        grad_sampling_loc: ``(B, Q, M, L, P, 2)`` buffer, overwritten.
-        grad_attn_weight: ``(B, Q, M, L, P)`` buffer, overwritten.
-        im2col_step: Unused.
-    """
+    """Add to ``grad_value`` and overwrite the two other gradients."""
     inputs = [value, sampling_locations, attention_weights]
     attention = _attention(value_spatial_shapes)
     grads = compute_gradients(attention, inputs, grad_output)
@@ -74,7 +57,7 @@ def ms_deform_attn_backward(
 
 
 def _attention(shapes: Tensor) -> Callable[..., Tensor]:
-    """Return the attention of levels of these shapes as a function."""
+    """Return the attention over levels of these shapes as a function."""
     # Not at the top: mmcv.ops imports the stand-in.
     from mmcv.ops.multi_scale_deform_attn import (
         multi_scale_deformable_attn_pytorch,

@@ -1,110 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deformable convolution, plain and modulated, by torchvision.
 
-Throughout, ``input`` is ``(B, C, H, W)``, ``weight`` ``(O, C / group, kh,
-kw)``, the output ``(B, O, H', W')``, and with ``G`` deformable groups
-``offset`` is ``(B, 2 * G * kh * kw, H', W')``, for each group and tap the
-shift ``(dy, dx)`` in cells, and ``mask`` ``(B, G * kh * kw, H', W')`` the
-factor of each tap. A tap is a bilinear sample of the input, with zeros
-outside it. ``columns`` and ``ones`` are scratch memory of the compiled ops
-and unused here.
+The arguments of the ops, with ``G`` deformable groups and a kernel of
+``kh x kw`` taps, each a bilinear sample of the input with zeros outside it:
+
+- ``input`` ``(B, C, H, W)``, ``weight`` ``(O, C / group, kh, kw)``, ``bias``
+  ``(O,)`` (ignored without ``with_bias``), ``output`` ``(B, O, H', W')``;
+- ``offset`` ``(B, 2 * G * kh * kw, H', W')``: for each group and tap its shift
+  ``(dy, dx)`` in cells;
+- ``mask`` ``(B, G * kh * kw, H', W')``: the factor of each tap;
+- ``columns`` and ``ones``: scratch memory of the compiled ops, unused;
+- ``sizes``: kernel, stride, padding and dilation in cells, ``group`` and
+  ``deformable_group``.
+
+A modulated op reads the first entries of each image's offset and mask if they
+are larger than the output, as the compiled op does; mmdet's DyHead relies on
+it. Gradients of offsets and masks are written to their buffers, all others
+added. All ops raise a ValueError if shapes and sizes contradict each other.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from lors_det.compat.ops.compute import compute, compute_gradients
-
-#: Names of kernel, stride, padding and dilation, (vertical, horizontal), among
-#: the arguments of the plain and of the modulated ops.
-PLAIN = (
-    ('kH', 'kW'), ('dH', 'dW'), ('padH', 'padW'), ('dilationH', 'dilationW'),
-)  # fmt: skip
-MODULATED = tuple(
-    (f'{name}_h', f'{name}_w')
-    for name in ('kernel', 'stride', 'pad', 'dilation')
-)
-
-
-class DeformConv:
-    """A deformable convolution.
-
-    Args:
-        names: `PLAIN` or `MODULATED`.
-        sizes: Sizes in cells under these names, ``group`` and
-            ``deformable_group``.
-    """
-
-    def __init__(
-        self, names: Sequence[tuple[str, str]], sizes: Mapping[str, int]
-    ) -> None:
-        self.kernel, self.stride, self.padding, self.dilation = (
-            (sizes[vertical], sizes[horizontal])
-            for vertical, horizontal in names
-        )
-        self.groups = sizes['group']
-        self.deform_groups = sizes['deformable_group']
-
-    def __call__(
-        self,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Return the output; all tensors are of one dtype.
-
-        Args:
-            input: The features.
-            offset: The shifts of the taps.
-            weight: The kernel.
-            mask: The factors of the taps, 1 by default. With a mask, offset
-                and mask may be larger; their first entries are used.
-            bias: ``(O,)``, 0 by default.
-
-        Raises:
-            ValueError: If the shapes contradict the sizes, or an offset or
-                mask is too small.
-        """
-        # torchvision is slow to import, and only some ops need it.
-        from torchvision.ops import deform_conv2d
-
-        # torchvision infers the groups from the shapes, so it would not notice
-        # a contradiction.
-        shifts = 2 * self.deform_groups * math.prod(self.kernel)
-        for name, found, expected in (
-            ('input channels', input.shape[1], weight.shape[1] * self.groups),
-            ('offset channels', offset.shape[1], shifts),
-        ):
-            if found != expected:
-                raise ValueError(f'{name}: expected {expected}, got {found}')
-        if mask is not None:
-            height, width = self._output_size(input)
-            offset = _first_entries(offset, (shifts, height, width))
-            mask = _first_entries(mask, (shifts // 2, height, width))
-        output: Tensor = deform_conv2d(
-            input,
-            offset,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-        )
-        return output
-
-    def _output_size(self, input: Tensor) -> list[int]:
-        """Return the height and width of the output, in cells."""
-        return [
-            (input.shape[2 + i] + 2 * self.padding[i]
-             - self.dilation[i] * (self.kernel[i] - 1) - 1)
-            // self.stride[i] + 1
-            for i in range(2)
-        ]  # fmt: skip
 
 
 def deform_conv_forward(
@@ -116,21 +36,9 @@ def deform_conv_forward(
     ones: Tensor,
     **sizes: int,
 ) -> None:
-    """Compute a deformable convolution.
-
-    Args:
-        input: The features.
-        weight: The kernel.
-        offset: The shifts of the taps.
-        output: Buffer, overwritten.
-        columns: Unused.
-        ones: Unused.
-        sizes: See `DeformConv`.
-
-    Raises:
-        ValueError: If the shapes contradict the sizes.
-    """
-    output.copy_(compute(DeformConv(PLAIN, sizes), [input, offset, weight]))
+    """Write the deformable convolution to ``output``."""
+    convolve = _convolution(sizes, output.shape[2:])
+    output.copy_(compute(convolve, [input, offset, weight]))
 
 
 def deform_conv_backward_input(
@@ -143,23 +51,10 @@ def deform_conv_backward_input(
     columns: Tensor,
     **sizes: int,
 ) -> None:
-    """Compute the gradients of :func:`deform_conv_forward` but the weight's.
-
-    Args:
-        input: As in the forward op.
-        offset: As in the forward op.
-        gradOutput: The gradient in the output.
-        gradInput: Buffer of the shape of ``input``, added to.
-        gradOffset: Buffer of the shape of ``offset``, overwritten.
-        weight: As in the forward op.
-        columns: Unused.
-        sizes: See `DeformConv`.
-
-    Raises:
-        ValueError: If the shapes contradict the sizes.
-    """
+    """Compute the gradients in the input and the offset."""
+    convolve = _convolution(sizes, gradOutput.shape[2:])
     inputs = [input, offset, weight]
-    grads = compute_gradients(DeformConv(PLAIN, sizes), inputs, gradOutput)
+    grads = compute_gradients(convolve, inputs, gradOutput)
     gradInput.add_(grads[0])
     gradOffset.copy_(grads[1])
 
@@ -174,25 +69,11 @@ def deform_conv_backward_parameters(
     scale: float,
     **sizes: int,
 ) -> None:
-    """Compute the gradient of :func:`deform_conv_forward` in its weight.
-
-    Args:
-        input: As in the forward op.
-        offset: As in the forward op.
-        gradOutput: The gradient in the output.
-        gradWeight: Buffer of the shape of the weight; ``scale`` times the
-            gradient is added to it.
-        columns: Unused.
-        ones: Unused.
-        scale: The factor of the gradient.
-        sizes: See `DeformConv`.
-
-    Raises:
-        ValueError: If the shapes contradict the sizes.
-    """
+    """Compute ``scale`` times the gradient in the weight."""
+    convolve = _convolution(sizes, gradOutput.shape[2:])
     # The output is linear in the weight, so any weight has its gradient.
     inputs = [input, offset, gradWeight]
-    grads = compute_gradients(DeformConv(PLAIN, sizes), inputs, gradOutput)
+    grads = compute_gradients(convolve, inputs, gradOutput)
     gradWeight.add_(grads[2], alpha=scale)
 
 
@@ -207,28 +88,11 @@ def modulated_deform_conv_forward(
     columns: Tensor,
     **sizes: int,
 ) -> None:
-    """Compute a modulated deformable convolution.
-
-    Args:
-        input: The features.
-        weight: The kernel.
-        bias: ``(O,)``; of any shape and unused if not ``with_bias``.
-        ones: Unused.
-        offset: The shifts of the taps. If its height and width are not the
-            output's, the first entries of each image are read as if they
-            were, as the compiled op does; mmdet's DyHead relies on it.
-        mask: The factors of the taps, read likewise.
-        output: Buffer, overwritten.
-        columns: Unused.
-        sizes: See `DeformConv`, and ``with_bias``.
-
-    Raises:
-        ValueError: If the shapes contradict the sizes, or an offset or mask
-            is too small.
-    """
+    """Write the modulated deformable convolution to ``output``."""
+    convolve = _convolution(sizes, output.shape[2:])
     biases = [bias] if sizes['with_bias'] else []
     inputs = [input, offset, weight, mask, *biases]
-    output.copy_(compute(DeformConv(MODULATED, sizes), inputs))
+    output.copy_(compute(convolve, inputs))
 
 
 def modulated_deform_conv_backward(
@@ -247,33 +111,11 @@ def modulated_deform_conv_backward(
     grad_output: Tensor,
     **sizes: int,
 ) -> None:
-    """Compute the gradients of :func:`modulated_deform_conv_forward`.
-
-    Args:
-        input: As in the forward op.
-        weight: As in the forward op.
-        bias: As in the forward op.
-        ones: Unused.
-        offset: As in the forward op.
-        mask: As in the forward op.
-        columns: Unused.
-        grad_input: Buffer of the shape of ``input``, added to.
-        grad_weight: Buffer of the shape of ``weight``, added to.
-        grad_bias: Buffer of the shape of ``bias``, added to if there is one.
-        grad_offset: Buffer of the shape of ``offset``, overwritten.
-        grad_mask: Buffer of the shape of ``mask``, overwritten.
-        grad_output: The gradient in the output.
-        sizes: See `DeformConv`, and ``with_bias``.
-
-    Raises:
-        ValueError: If the shapes contradict the sizes, or an offset or mask
-            is too small.
-    """
+    """Compute all gradients of the modulated convolution."""
+    convolve = _convolution(sizes, grad_output.shape[2:])
     biases = [bias] if sizes['with_bias'] else []
     inputs = [input, offset, weight, mask, *biases]
-    grads = compute_gradients(
-        DeformConv(MODULATED, sizes), inputs, grad_output
-    )
+    grads = compute_gradients(convolve, inputs, grad_output)
     grad_input.add_(grads[0])
     grad_offset.copy_(grads[1])
     grad_weight.add_(grads[2])
@@ -282,7 +124,49 @@ def modulated_deform_conv_backward(
         grad_bias.add_(grads[4])
 
 
-def _first_entries(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _convolution(
+    sizes: Mapping[str, int], output_size: Sequence[int]
+) -> Callable[..., Tensor]:
+    """Return the convolution as a function of its tensors."""
+    from torchvision.ops import deform_conv2d
+
+    if 'kernel_h' in sizes:  # the names of the modulated ops
+        names, axes = ('kernel', 'stride', 'pad', 'dilation'), ('_h', '_w')
+    else:
+        names, axes = ('k', 'd', 'pad', 'dilation'), ('H', 'W')
+    kernel, stride, padding, dilation = (
+        (sizes[name + axes[0]], sizes[name + axes[1]]) for name in names
+    )
+    shifts = 2 * sizes['deformable_group'] * math.prod(kernel)
+
+    def convolve(
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        # torchvision infers the groups from the shapes.
+        _check('input channels', input, weight.shape[1] * sizes['group'])
+        _check('offset channels', offset, shifts)
+        if mask is not None:
+            offset = _first_entries(offset, (shifts, *output_size))
+            mask = _first_entries(mask, (shifts // 2, *output_size))
+        output: Tensor = deform_conv2d(
+            input, offset, weight, bias, stride, padding, dilation, mask
+        )
+        return output
+
+    return convolve
+
+
+def _check(name: str, tensor: Tensor, channels: int) -> None:
+    """Raise if a tensor has another number of channels."""
+    if tensor.shape[1] != channels:
+        raise ValueError(f'{name}: expected {channels}, got {tensor.shape[1]}')
+
+
+def _first_entries(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the first entries of each image as ``(B, *shape)``."""
     entries = math.prod(shape)
     flat = tensor.flatten(1)

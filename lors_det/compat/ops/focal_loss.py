@@ -1,5 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sigmoid focal loss with integer targets."""
+"""Sigmoid focal loss of every logit, with integer targets.
+
+For the class of the target, the loss is ``-alpha (1 - p)**gamma log(p)``; for
+every other class ``-(1 - alpha) p**gamma log(1 - p)``, ``p`` the sigmoid of
+the logit. The logarithms are exact where the compiled op clamps ``p`` and
+``1 - p`` from below. The arguments of the ops:
+
+- ``input`` ``(N, C)``: logits;
+- ``target`` ``(N,)`` int64: the class of each row; any other value, such as
+  ``C``, is background;
+- ``weight`` ``(C,)``: weight of the rows of each class, or empty for none.
+  Background rows, for which it has no entry, have weight 1.
+"""
 
 from functools import partial
 
@@ -18,23 +30,7 @@ def sigmoid_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Compute the focal loss of every logit, with no reduction.
-
-    For the class of the target, ``-alpha (1 - p)**gamma log(p)``; for every
-    other class ``-(1 - alpha) p**gamma log(1 - p)``, ``p`` the sigmoid of the
-    logit. The logarithms are exact where the compiled op clamps ``p`` and
-    ``1 - p`` from below.
-
-    Args:
-        input: ``(N, C)`` logits.
-        target: ``(N,)`` int64 class of each row; any other value, such as
-            ``C``, is background.
-        weight: ``(C,)`` weight of the rows of each class, or empty for none.
-            Background rows, for which it has no entry, have weight 1.
-        output: ``(N, C)`` buffer, overwritten.
-        gamma: The exponent.
-        alpha: The weight of the class of the target.
-    """
+    """Write the losses to ``output``, ``(N, C)``."""
     loss = partial(_loss, target, weight, gamma, alpha)
     output.copy_(compute(loss, [input]))
 
@@ -47,16 +43,7 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Compute the derivative of every loss in its own logit.
-
-    Args:
-        input: ``(N, C)`` logits.
-        target: As in the forward op.
-        weight: As in the forward op.
-        grad_input: ``(N, C)`` buffer, overwritten.
-        gamma: As in the forward op.
-        alpha: As in the forward op.
-    """
+    """Write the derivative of every loss in its logit to ``grad_input``."""
     loss = partial(_loss, target, weight, gamma, alpha)
     # Each loss depends on one logit, so ones select the derivatives.
     (grad,) = compute_gradients(loss, [input], torch.ones_like(input))

@@ -22,14 +22,10 @@ def nms(
     Returns:
         ``(K,)`` int64 indices into ``boxes``, by descending score.
     """
-    # torchvision is slow to import, and only some ops need it.
     from torchvision.ops import nms as torchvision_nms
 
     dtype = working_dtype(boxes, scores)
-    boxes = boxes.to(dtype)
-    if offset:
-        # The IoU depends on x2 and y2 only through x2 + offset, y2 + offset.
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    boxes = _add_offset(boxes.to(dtype), offset)
     # The compiled op compares in the precision of the boxes. Unrounded, a
     # threshold of 0.6 lies below the float32 IoU of exactly 3 / 5.
     threshold = torch.tensor(iou_threshold, dtype=dtype, device='cpu').item()
@@ -68,6 +64,8 @@ def softnms(
     Returns:
         ``(K,)`` int64 indices into ``boxes``, in the order they were taken.
     """
+    from torchvision.ops import box_iou
+
     dtype = working_dtype(boxes, scores)
     left = torch.arange(boxes.shape[0], device=boxes.device)
     corners, score = boxes.to(dtype), scores.to(dtype)
@@ -77,7 +75,9 @@ def softnms(
         dets[len(taken), :4] = corners[best]
         dets[len(taken), 4] = score[best]
         taken.append(int(left[best]))
-        iou = _iou(corners[best], corners, offset)
+        shifted = _add_offset(corners, offset)
+        # Two boxes of no area have the IoU 0 / 0; neither lowers the other.
+        iou = box_iou(shifted[best, None], shifted)[0].nan_to_num(nan=0.0)
         if method == 2:
             decay = torch.exp(-iou.square() / sigma)
         else:
@@ -90,12 +90,9 @@ def softnms(
     return torch.tensor(taken, dtype=torch.int64, device=boxes.device)
 
 
-def _iou(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Return the IoU of a box ``(4,)`` with boxes ``(N, 4)``: ``(N,)``."""
-    low = torch.maximum(box[:2], boxes[:, :2])
-    high = torch.minimum(box[2:], boxes[:, 2:])
-    inter = (high - low + offset).clamp(min=0).prod(dim=1)
-    area = (box[2:] - box[:2] + offset).prod()
-    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(dim=1)
-    # Two boxes of no area have the IoU 0 / 0; neither lowers the other.
-    return (inter / (area + areas - inter)).nan_to_num(nan=0.0)
+def _add_offset(boxes: Tensor, offset: int) -> Tensor:
+    """Return boxes with ``offset`` added to x2 and y2.
+
+    An IoU depends on x2 and y2 only through x2 + offset and y2 + offset.
+    """
+    return boxes + boxes.new_tensor([0, 0, offset, offset])
