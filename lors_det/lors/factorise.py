@@ -13,12 +13,9 @@ from lors_det.lors.fit import FitReport, fit_matrices
 from lors_det.lors.fit_adaptive import fit_generators
 from lors_det.lors.naming import match_module_names
 from lors_det.lors.stacks import AdaptiveStack, StackedLinear
-from lors_det.lors.surgery import (
-    AnyStack,
-    plan_replacements,
-    replace_weights,
-    stack_like,
-)
+from lors_det.lors.surgery import plan_replacements, replace_weights
+
+AnyStack = StackedLinear | AdaptiveStack
 
 
 def factorise(
@@ -96,7 +93,7 @@ def _empty_like(dense: AnyStack, name: str, config: object) -> AnyStack:
     config = StackConfig.parse(config, dense.key)
     if config.mode == 'dense':
         raise ValueError(f"{name!r}: mode='dense': the stack is that already")
-    return stack_like(dense, config)
+    return dense.like(config)
 
 
 def _fit(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model surgery: put stacks in the place of weights of identical layers."""
+"""Model surgery: replace the weights of identical layers by stacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lors_det.lors.config import StackConfig
 from lors_det.lors.naming import match_module_names
-from lors_det.lors.stacks import AdaptiveStack, StackedLinear
+from lors_det.lors.stacks import StackedLinear
 from lors_det.lors.tied import (
     LayerStacks,
     TiedWeight,
@@ -18,7 +18,6 @@ from lors_det.lors.tied import (
     tied_weights,
 )
 
-AnyStack = StackedLinear | AdaptiveStack
 InitFn = Callable[[StackedLinear, Sequence[Tensor]], object]
 LISTS = (nn.ModuleList, nn.Sequential)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -26,7 +25,7 @@ IN_PROJ = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
 
 
 class Replacement(NamedTuple):
-    """One weight of N layers, and the stack that takes its place.
+    """One weight of N layers, and the stack that replaces it.
 
     Args:
         list_name: Name of the list of layers in the model.
@@ -109,33 +108,6 @@ def replace_weights(
         for layer, module in enumerate(r.modules):
             tied = TiedWeight(r.stack, layer, weights[layer].shape)
             tie_weight(module, r.parameter, tied)
-
-
-def stack_like(stack: AnyStack, config: object) -> AnyStack:
-    """Build a stack of the sizes of another one, with new weights.
-
-    Args:
-        stack: The other stack.
-        config: Where the weights come from, see `StackedLinear`.
-
-    Returns:
-        The new stack, with the device, dtype, training mode and
-        ``requires_grad`` of the other one.
-    """
-    new: AnyStack
-    if isinstance(stack, StackedLinear):
-        new = StackedLinear(
-            stack.num_layers, stack.in_features, stack.out_features, config,
-            bias=len(stack.bias) > 0, key=stack.key,
-        )  # fmt: skip
-    else:
-        new = AdaptiveStack(
-            stack.num_layers, stack.query_dim, stack.num_groups, stack.rows,
-            stack.cols, config, stack.key,
-        )  # fmt: skip
-    like = next(stack.parameters())
-    new.to(device=like.device, dtype=like.dtype).train(stack.training)
-    return new.requires_grad_(like.requires_grad)
 
 
 def _plan_list(
