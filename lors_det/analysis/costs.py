@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,27 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
             return MODELS.build(model_cfg).to('meta')
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter, with formulas for two operators it lacks."""
+    aten, torchvision = torch.ops.aten, torch.ops.torchvision
+    formulas = {
+        # A product that is added in place: batch of a times (m, k) (k, n).
+        aten.baddbmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
+        # That of the plain convolution, without the interpolation.
+        torchvision.deform_conv2d: lambda _, weight, *__, out_shape, **___: (
+            2 * math.prod(out_shape) * math.prod(weight[1:])
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 def count_macs(model: nn.Module) -> dict[str, float]:
     """Count multiply-adds of a detector for one image of 1333 x 800 pixels.
 
-    Counted by torch's ``FlopCounterMode`` while the detector runs on the meta
-    device: every matrix product (also those with generated matrices),
-    convolution and attention. Not counted: deformable sampling and its
-    interpolation, norms, activations, and everything per element.
+    `flop_counter` counts while the detector runs on the meta device: every
+    matrix product (also those with generated matrices), convolution and
+    attention. Not counted: deformable sampling and its interpolation, norms,
+    activations, and everything per element.
 
     Args:
         model: A detector on the meta device.
@@ -110,15 +124,9 @@ def count_macs(model: nn.Module) -> dict[str, float]:
     Returns:
         Multiply-adds by the name of the module.
     """
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.torchvision.deform_conv2d: _deform_conv_flops
-        },
-    )
     model.eval()
     image = torch.empty(1, 3, *INPUT_SIZE, device='meta')
-    with torch.no_grad(), counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(image)
     root = type(model).__name__
     return {
@@ -126,17 +134,6 @@ def count_macs(model: nn.Module) -> dict[str, float]:
         for name, ops in counter.get_flop_counts().items()
         if name != 'Global'
     }
-
-
-def _deform_conv_flops(
-    images: Sequence[int],
-    weight: Sequence[int],
-    *_: Any,
-    out_shape: Sequence[int],
-    **__: Any,
-) -> int:
-    """Count those of the plain convolution, without the interpolation."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def report(model_cfg: Mapping[str, Any]) -> ModelReport:
