@@ -98,12 +98,13 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
 
 def flop_counter() -> FlopCounterMode:
     """Return torch's counter, with formulas for two operators it lacks."""
-    aten, torchvision = torch.ops.aten, torch.ops.torchvision
     formulas = {
         # A product that is added in place: batch of a times (m, k) (k, n).
-        aten.baddbmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
+        torch.ops.aten.baddbmm_: lambda _, a, b, **__: (
+            2 * math.prod(a) * b[-1]
+        ),
         # That of the plain convolution, without the interpolation.
-        torchvision.deform_conv2d: lambda _, weight, *__, out_shape, **___: (
+        torch.ops.torchvision.deform_conv2d: lambda _, weight, *__, out_shape, **___: (
             2 * math.prod(out_shape) * math.prod(weight[1:])
         ),
     }
@@ -156,35 +157,31 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
         )
     model = build_on_meta(model_cfg)
     state = model.state_dict().values()
-    total = sum(p.numel() for p in model.parameters())
+    sizes = [p.numel() for p in model.parameters()]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    stages = model.get_submodule('decoder')
-    dense_decoder = count_parameters(stages).dense_total
     return ModelReport(
         parts=_parts(model),
         trainable=trainable,
-        dense_decoder=dense_decoder,
-        checkpoint_bytes=sum(x.numel() * x.element_size() for x in state),
+        dense_decoder=count_parameters(
+            model.get_submodule('decoder')
+        ).dense_total,
+        checkpoint_bytes=sum(x.nbytes for x in state),
         checkpoint_bytes_half=sum(
-            x.numel() * (2 if x.is_floating_point() else x.element_size())
-            for x in state
+            x.nbytes // 2 if x.is_floating_point() else x.nbytes for x in state
         ),
-        training_bytes=4 * total + 3 * 4 * trainable,
+        training_bytes=4 * sum(sizes) + 3 * 4 * trainable,
         allreduce_bytes=4 * trainable,
     )
 
 
 def _parts(model: nn.Module) -> dict[str, Part]:
+    """Count the costs of all modules in `PARTS`, and of the model."""
     macs = count_macs(model)
     parts = {}
     for name in (*PARTS, ''):
-        count = count_parameters(model.get_submodule(name))
+        c = count_parameters(model.get_submodule(name))
         parts[name or 'model'] = Part(
-            shared=count.shared,
-            private=count.private,
-            dense=count.dense,
-            other=count.other,
-            total=count.total,
+            c.shared, c.private, c.dense, c.other, c.total,
             gmacs=macs.get(name, 0) / 1e9,
-        )
+        )  # fmt: skip
     return parts
