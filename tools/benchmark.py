@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.benchmark import Options, build, measure, table
-from lors_det.analysis.tables import names_of
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write
@@ -47,12 +46,11 @@ def main():
     target = args.pop('json')
     try:
         options = Options(**args)
-        names = names_of(paths)
-        if len(set(names)) < len(names):
+        if len(set(paths)) < len(paths):
             raise UsageError('CONFIG: one is named twice')
         models = {
-            name: build(name, load_config(path).model, options)
-            for name, path in zip(names, paths, strict=True)
+            path: build(path, load_config(path).model, options)
+            for path in paths
         }
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None

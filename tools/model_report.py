@@ -13,7 +13,6 @@ from lors_det.analysis.tables import (
     ascii_table,
     format_reports,
     markdown_table,
-    names_of,
 )
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
@@ -42,10 +41,7 @@ def main():
     args = parser.parse_args()
     try:
         reports = {
-            name: report(load_config(path).model)
-            for name, path in zip(
-                names_of(args.configs), args.configs, strict=True
-            )
+            path: report(load_config(path).model) for path in args.configs
         }
     except UsageError as error:
         raise SystemExit(f'error: {error}') from None

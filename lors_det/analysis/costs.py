@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from lors_det.lors import count_parameters
 
 # A 1333 x 800 image, padded to a multiple of 32.
 INPUT_SIZE = (800, 1344)
-# A module's costs include those of the modules inside it.
 PARTS = (
     'backbone', 'neck', 'queries', 'decoder.attention', 'decoder.sampling',
     'decoder.mixing.channel', 'decoder.mixing.spatial',
@@ -98,15 +97,18 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
 
 def flop_counter() -> FlopCounterMode:
     """Return torch's counter, with formulas for two operators it lacks."""
+
+    def baddbmm(_: Any, a: Sequence[int], b: Sequence[int], **__: Any) -> int:
+        """Count a product that is added in place: (m, k) times (k, n)."""
+        return 2 * math.prod(a) * b[-1]
+
+    def deform_conv(*shapes: Any, out_shape: Any, **_: Any) -> int:
+        """Count the plain convolution, without the interpolation."""
+        return 2 * math.prod(out_shape) * math.prod(shapes[1][1:])
+
     formulas = {
-        # A product that is added in place: batch of a times (m, k) (k, n).
-        torch.ops.aten.baddbmm_: lambda _, a, b, **__: (
-            2 * math.prod(a) * b[-1]
-        ),
-        # That of the plain convolution, without the interpolation.
-        torch.ops.torchvision.deform_conv2d: lambda _, weight, *__, out_shape, **___: (
-            2 * math.prod(out_shape) * math.prod(weight[1:])
-        ),
+        torch.ops.aten.baddbmm_: baddbmm,
+        torch.ops.torchvision.deform_conv2d: deform_conv,
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 

@@ -15,7 +15,6 @@ from lors_det.analysis.tables import (
     ascii_table,
     format_reports,
     markdown_table,
-    names_of,
 )
 from lors_det.errors import UsageError
 
@@ -137,11 +136,6 @@ def test_text(lors: ModelReport) -> None:
     assert f'{change:+.1f} %' in text
     markdown = format_reports({'one': dense, 'two': lors}, markdown_table)
     assert markdown.count('|--') >= 3
-
-
-def test_names() -> None:
-    assert names_of(['a/x.py', 'b/y.py']) == ['x', 'y']
-    assert names_of(['a/x.py', 'b/x.py']) == ['a/x.py', 'b/x.py']
 
 
 def test_plot(lors: ModelReport, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_two_detectors(
     )  # fmt: skip
     data = json.loads(out.read_text())
     assert data['options']['batch_size'] == 1
-    assert list(data['results']) == ['lors-adamixer_r18_coco-tiny', 'dense']
+    assert list(data['results']) == [CONFIG, str(dense)]
     parts = ['backbone', 'neck', 'decoder', 'post-processing']
     for found in data['results'].values():
         assert len(found['seconds']) == 1
@@ -71,7 +71,7 @@ def test_training_step() -> None:
         ([CONFIG, '--amp', 'float16'], '--amp float16 needs --device cuda'),
         (
             ['configs/deit/deit-tiny_digits.py'],
-            "deit-tiny_digits: model.type=.* expected 'AdaMixer'",
+            "deit-tiny_digits.py: model.type=.* expected 'AdaMixer'",
         ),
     ],
 )
