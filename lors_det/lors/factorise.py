@@ -85,24 +85,25 @@ def _is_config(config: object) -> bool:
 
 
 def _empty_like(dense: AnyStack, name: str, config: object) -> AnyStack:
+    """Build the stack that replaces a dense one."""
     if not dense.dense:
         raise ValueError(
             f'{name!r} has the mode {dense.config.mode!r} already; only a '
             'dense stack can be factorised'
         )
-    config = StackConfig.parse(config, dense.key)
-    if config.mode == 'dense':
+    stack: AnyStack = dense.like(config)
+    if stack.dense:
         raise ValueError(f"{name!r}: mode='dense': the stack is that already")
-    return dense.like(config)
+    return stack
 
 
 def _fit(
     stack: AnyStack, dense: AnyStack, max_iters: int, tol: float
 ) -> FitReport:
+    """Fit a stack to a dense one of the same kind."""
     if isinstance(stack, AdaptiveStack):
         generators = cast(Sequence[nn.Linear], dense.dense)
         return fit_generators(stack, generators, max_iters, tol)
     assert isinstance(dense, StackedLinear)
     stack.bias.load_state_dict(dense.bias.state_dict())
-    weights = [weight.detach() for weight in dense.dense]
-    return fit_matrices(stack, weights, max_iters, tol)
+    return fit_matrices(stack, list(dense.dense), max_iters, tol)

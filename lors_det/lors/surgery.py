@@ -25,19 +25,12 @@ IN_PROJ = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
 
 
 class Replacement(NamedTuple):
-    """One weight of N layers, and the stack that replaces it.
+    """One weight of N layers, and the stack that replaces it."""
 
-    Args:
-        list_name: Name of the list of layers in the model.
-        name: Name of the parameter inside of a layer.
-        modules: The N modules that have the parameter.
-        stack: The stack, not registered yet.
-    """
-
-    list_name: str
-    name: str
-    modules: list[nn.Module]
-    stack: StackedLinear
+    list_name: str  # of the layers in the model
+    name: str  # of the parameter inside of a layer
+    modules: list[nn.Module]  # the N owners of the parameter
+    stack: StackedLinear  # not registered yet
 
     @property
     def parameter(self) -> str:
@@ -50,16 +43,7 @@ def plan_replacements(
 ) -> list[Replacement]:
     """Find the weights to replace and build their stacks; change nothing.
 
-    Args:
-        model: See `lorsify`.
-        stacks: See `lorsify`.
-
-    Returns:
-        One replacement for each weight.
-
-    Raises:
-        TypeError: See `lorsify`.
-        ValueError: See `lorsify`.
+    Args and errors are those of `lorsify`.
     """
     if not isinstance(stacks, Mapping):
         raise TypeError(f'stacks={stacks!r}: expected a dict')
@@ -76,7 +60,7 @@ def plan_replacements(
                 'of a layer to a StackConfig or its fields'
             )
         for name in match_module_names(pattern, lists, 'list of layers'):
-            _find_owner(model, name)  # or it raises, with nothing changed
+            _find_owner(model, name)  # raises before anything is changed
             plan.extend(_plan_list(name, lists[name], weights))
     seen: set[tuple[int, str]] = set()
     for r in plan:
