@@ -212,7 +212,7 @@ class _QuietRunner(Runner):
         for handler in self.console:
             handler.removeFilter(self._hold)
             for record in self.held:
-                handler.handle(record)
+                handler.emit(record)  # has been filtered already
         self.held = []
 
 

@@ -29,7 +29,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes of the tests instead of those of the configs."""
 
     def small(name: str) -> dict[str, Any]:
-        if name.startswith('lors'):
+        if 'lors' in name:
             return decoder_config('lors', strides=STRIDES)
         return decoder_config(
             num_groups=4, in_points=2, strides=STRIDES, stacks={}

@@ -84,7 +84,7 @@ OPTIONS = {
     "train_dataloader.dataset.pipeline.2.type='Resizer': no transform of this "
     "name; did you mean 'Resize'?",
     'train_dataloader.dataset.pipeline.2.scale=(0,0)': 'CONFIG: '
-    "train_dataloader.dataset.pipeline.2={'type': 'Resize', 'scale': (0, 0), ",
+    "train_dataloader.dataset.pipeline=[{'type': 'LoadImageFromFile'}, ",
     # hooks, metric, the rest
     'default_hooks.logger.interval=0': 'CONFIG: default_hooks.logger.interval='
     '0: interval must be greater than 0',
