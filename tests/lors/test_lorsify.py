@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from lors_det.lors import MODES, StackedLinear, count_parameters, fold, lorsify
+from lors_det.lors import MODES, fold, lorsify
 
 FULL = {'mode': 'lors', 'rank': 8}
 SMALL = {'mode': 'lors', 'rank': 2}
@@ -219,15 +219,10 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
     )
     try:
-        model = small()
-        parallel = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(parallel.parameters(), 0.1)
-        before = model.layers[1].fc.weight.detach().clone()
+        parallel = DistributedDataParallel(small())
         for _ in range(2):  # the second one complains of unused parameters
-            optimizer.zero_grad()
             parallel(images()).square().sum().backward()
-            optimizer.step()
-        assert not torch.equal(model.layers[1].fc.weight, before)
+        assert all(p.grad.any() for p in parallel.parameters())
     finally:
         dist.destroy_process_group()
 
@@ -272,12 +267,9 @@ def test_patterns() -> None:
     two.encoder, two.decoder = Model(), Model()
     weights = {'attn.in_proj_weight': SMALL, r're:conv\d': SMALL}
     model = lorsify(two, {'*.layers': weights})
-    names = [row.name for row in count_parameters(model).stacks]
-    assert names == [
-        f'{part}.layers_stacks.{weight}'
-        for part in ('encoder', 'decoder')
-        for weight in ('attn-in_proj_weight', 'conv1-weight', 'conv3-weight')
-    ]
+    for part in (model.encoder, model.decoder):
+        names = ['attn-in_proj_weight', 'conv1-weight', 'conv3-weight']
+        assert list(part.layers_stacks) == names
 
 
 def test_sequential_layers_and_nested_owners() -> None:
@@ -329,11 +321,7 @@ TWICE = 'layers.*.fc.weight (8 x 8) is named by two patterns'
         (None, {'layers': {'fc1': SMALL}}, f"ValueError: 'fc1' {NO_WEIGHT}"),
         (None, {'layers': {'x.*': SMALL}}, f"ValueError: 'x.*' {NO_WEIGHT}"),
         (None, {'layers': {'re:(': SMALL}}, "ValueError: 're:(' is no patt"),
-        (
-            None,
-            {'layers': {'norm': SMALL}},
-            "TypeError: stacks['layers']: 'no",
-        ),
+        (None, {'layers': {'norm': SMALL}}, "TypeError: stacks['layers']: 'n"),
         (_unlike, {'layers': FC}, 'has the shapes [(8, 8), (8, 8), (9, 8)]'),
         (_absent, {'layers': FC}, 'has the shapes [(8, 8), None, (8, 8)]'),
         (_tied, {'layers': FC}, 'ValueError: layers.*.fc.weight: layers have'),
@@ -372,4 +360,3 @@ def test_other_wrong_uses() -> None:
     model = small()
     with pytest.raises(ValueError, match='comes from a stack: change'):
         model.layers[0].fc.weight = nn.Parameter(torch.zeros(8, 8))
-    assert isinstance(model.layers_stacks['fc-weight'], StackedLinear)
