@@ -123,7 +123,7 @@ def measure(
         whose memory cannot be counted.
     """
     calls = {
-        name: partial(run, model, random_batch(model, options), options)
+        name: partial(_run, model, _random_batch(model, options), options)
         for name, model in models.items()
     }
     seconds = timing.measure(calls, options.repeats)
@@ -132,7 +132,7 @@ def measure(
         rounds: list[dict[str, float]] = [{}]
         if not options.compile:
             rounds = [
-                part_seconds(models[name], call, options.train)
+                _part_seconds(models[name], call, options.train)
                 for _ in range(options.repeats)
             ]
         peak = None
@@ -146,13 +146,8 @@ def measure(
     return found
 
 
-def random_batch(model: Any, options: Options) -> dict[str, Any]:
-    """Draw images with boxes and labels, as a data loader returns them.
-
-    Args:
-        model: The detector, for its number of classes.
-        options: Number and size of the images.
-    """
+def _random_batch(model: Any, options: Options) -> dict[str, Any]:
+    """Draw images with boxes and labels, as a data loader returns them."""
     number = options.batch_size
     batch: dict[str, Any] = demo_mm_inputs(
         number,
@@ -165,14 +160,8 @@ def random_batch(model: Any, options: Options) -> dict[str, Any]:
     return batch
 
 
-def run(model: Any, batch: dict[str, Any], options: Options) -> None:
-    """Compute the gradients, or the detections, of a batch.
-
-    Args:
-        model: The detector.
-        batch: As a data loader returns it.
-        options: Which of the two, and the precision.
-    """
+def _run(model: Any, batch: dict[str, Any], options: Options) -> None:
+    """Compute the gradients, or the detections, of a batch."""
     autocast = torch.autocast(
         options.device.split(':')[0],
         getattr(torch, options.amp or 'bfloat16'),
@@ -188,20 +177,11 @@ def run(model: Any, batch: dict[str, Any], options: Options) -> None:
     model.parse_losses(losses)[0].backward()
 
 
-def part_seconds(
+def _part_seconds(
     model: nn.Module, call: Callable[[], object], train: bool
 ) -> dict[str, float]:
-    """Time the parts of a detector, with a wait for the device after each.
-
-    Args:
-        model: The detector.
-        call: Runs it.
-        train: Whether ``call`` trains.
-
-    Returns:
-        Seconds by the name of the part.
-    """
-    times = {'start': timer()}  # it waits for the device
+    """Return the seconds of each part, with a wait for the device after it."""
+    times = {'start': timer()}
 
     def note(part: str, *_: object) -> None:
         times[part] = timer()

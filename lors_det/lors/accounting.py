@@ -10,6 +10,11 @@ from torch import nn
 
 from lors_det.lors.stacks import PARTS, AdaptiveStack, Stack, StackedLinear
 
+HEADER = (
+    'stack', 'mode', 'weights', 'dense counterpart', 'shared', 'private',
+    'dense', 'bias',
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class StackCount:
@@ -24,7 +29,7 @@ class StackCount:
         private: In low-rank factors and their generators.
         dense: In matrices of the mode ``dense``.
         bias: In biases, one for each layer.
-        dense_weights: What the N weights have in the mode ``dense``.
+        dense_weights: In the N weights of the dense counterpart.
     """
 
     name: str
@@ -73,11 +78,7 @@ class ParameterCount:
 
     def __str__(self) -> str:
         """Format as a Markdown table."""
-        head = (
-            'stack', 'mode', 'weights', 'dense counterpart', 'shared',
-            'private', 'dense', 'bias',
-        )  # fmt: skip
-        rows = [head, ('---',) * len(head)]
+        rows = [HEADER, ('---',) * len(HEADER)]
         for s in self.stacks:
             numbers = (s.dense_weights, s.shared, s.private, s.dense, s.bias)
             weights = f'{s.num_layers} of {" x ".join(map(str, s.shape))}'

@@ -38,8 +38,8 @@ def factorise(
             `StackConfig` or a dict of its fields.
         max_iters: Largest number of alternations; 0 leaves the mean and the
             truncated residuals.
-        tol: Stop when the summed squared error sinks by less than this part
-            of the squared weights.
+        tol: Stop when the summed squared error falls by less than this
+            fraction of the squared weights.
 
     Returns:
         For every stack, by its name, the errors of the layers at its rank

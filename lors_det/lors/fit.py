@@ -128,15 +128,15 @@ def alternate(
 
     Args:
         weights: (N, ...).
-        fit_residual: Gets the index of a layer and ``W_i - W_shared``, fits
-            the low-rank part of the layer to it, and returns what is left.
-        errors_by_rank: Gets ``W_i - W_shared``, returns the squared errors of
-            rank 0, 1, 2, ... for the report.
-        with_shared: Whether there is a shared weight, or 0 in its place.
+        fit_residual: Fits the low-rank part of a layer, by its index, to
+            ``W_i - W_shared`` and returns the difference that remains.
+        errors_by_rank: Returns the squared errors of rank 0, 1, 2, ... for
+            ``W_i - W_shared``, for the report.
+        with_shared: Whether there is a shared weight; else it is 0.
         ranks: Ranks of the layers, for the report.
         max_iters: Largest number of updates of the shared weight.
-        tol: Stop when the sum of squared errors sinks by less than this part
-            of the sum of squared weights.
+        tol: Stop when the sum of squared errors falls by less than this
+            fraction of the sum of squared weights.
 
     Returns:
         The shared weight (...) and the report.

@@ -72,7 +72,6 @@ class Stack(nn.Module):
         return stack.requires_grad_(parameter.requires_grad)
 
     def _build(self, config: object) -> Stack:
-        """Build a stack of the same kind and sizes."""
         raise NotImplementedError
 
     def _load_from_state_dict(
@@ -260,7 +259,7 @@ class AdaptiveStack(Stack):
     layer a full generator of its own (``dense``, plain AdaMixer).
 
     Each of G groups has matrices of its own. All generators start with zero
-    weights, so the first matrices depend on their biases alone.
+    weights, so the first matrices depend on their biases only.
 
     Source: LORS (arXiv:2403.04303), adaptive low-rank residual structure
     (LORS-A); initial values as in the LORS and AdaMixer releases.
@@ -386,10 +385,10 @@ class AdaptiveStack(Stack):
         return w
 
     def summed_generator(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Write the generator of a layer down as one linear map.
+        """Sum the generators of a layer up to one linear map.
 
-        Generators are linear in the query, and so are their sums. `fold`
-        needs it; it has as many parameters as a dense one.
+        They are linear in the query, and so is their sum, which has as many
+        parameters as a dense generator.
 
         Args:
             layer: Index of the layer, from 0.
@@ -487,7 +486,7 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _matrix(*shape: int) -> nn.Parameter:
-    """An uninitialised parameter."""
+    """Return an uninitialised parameter."""
     return nn.Parameter(torch.empty(*shape))
 
 

@@ -77,10 +77,9 @@ def replace_weights(
     """Register stacks, give them values, and tie the layers to them.
 
     Args:
-        model: The model that the plan is for.
-        plan: What `plan_replacements` returned.
-        init_fn: Gives a stack its values, from the N present weights as
-            matrices (out, in).
+        model: The model.
+        plan: Its `plan_replacements`.
+        init_fn: Sets the values of a stack, from N matrices (out, in).
     """
     for r in plan:
         weights = [m.get_parameter(r.parameter).detach() for m in r.modules]
@@ -145,10 +144,10 @@ def _plan_weight(
 
 
 def _find_owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Find who registers the stacks of a list, and under which name.
+    """Return the module that registers the stacks of a list, and their name.
 
-    It is the nearest module around the list that is no container: who
-    iterates over a container would take the stacks for layers.
+    It is the nearest module around the list that is no container: the stacks
+    would be taken for layers by code that iterates over a container.
     """
     parts = name.split('.') if name else []
     for depth in reversed(range(len(parts))):
