@@ -54,7 +54,7 @@ def write_between_marks(
     Args:
         path: The file.
         begin: Mark before the part; stays.
-        end: Mark behind the part; stays.
+        end: Mark after the part; stays.
         text: The new part.
 
     Raises:
@@ -91,15 +91,13 @@ def check_file(path: str, what: str) -> None:
 
 
 def find_damage(path: str | os.PathLike[str]) -> str | None:
-    """Verify the checksums (CRC-32) that torch writes and does not look at.
-
-    Reads the whole file once.
+    """Verify the checksums (CRC-32) that torch writes but does not verify.
 
     Args:
         path: The file.
 
     Returns:
-        What is wrong with it in a few words; None if all checksums are right,
+        The damage in a few words; None if all checksums are right,
         or if its format has none.
     """
     try:
@@ -110,7 +108,7 @@ def find_damage(path: str | os.PathLike[str]) -> str | None:
             return 'its end is missing'
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
-    except Exception as error:  # there are as many as ways to be damaged
+    except Exception as error:  # zipfile has many
         return str(error) or type(error).__name__
     return entry and f'wrong checksum of {entry}'
 

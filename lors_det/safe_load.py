@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading checkpoints as data: no code from a file is run.
+"""Read checkpoints as data: no code from a file is run.
 
 A checkpoint of torch is a pickle, and a pickle may call any function. torch
-refuses that with ``weights_only=True``; mmengine asks for it first, but loads
-a refused file again without it, and files from the network never with it.
-Here a refused file stays refused, unless its user says that it is trusted.
+refuses that with ``weights_only=True``. mmengine loads a refused file again
+without it, and files from the network never with it. Here a refused file
+stays refused, unless the user trusts it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import functools
 import inspect
 import io
 import json
-import math
 import os
 import pickle
 import re
@@ -40,6 +39,7 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     map_location: Any = 'cpu',
     trust: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Read a checkpoint from a file.
 
@@ -47,11 +47,13 @@ def load_checkpoint(
         path: The file; its ending ``.safetensors`` chooses that format.
         map_location: Where tensors go, as in ``torch.load``.
         trust: Whether the file may run code while it is loaded.
+        verify: Whether to read and verify all of the file; if not, tensors
+            are read from it when they are used.
 
     Returns:
-        The content of the file; of a safetensors file ``state_dict`` and
-        ``meta``. If it is not trusted, without the config in ``meta``, which
-        mmengine would run as Python to resume.
+        The content of the file; ``state_dict`` and ``meta`` if it is a
+        safetensors file. The config in ``meta``, which mmengine would run as
+        Python to resume, is left out if the file is not trusted.
 
     Raises:
         UsageError: If the file is missing, empty, cut off or no checkpoint,
@@ -59,7 +61,8 @@ def load_checkpoint(
     """
     name = os.fspath(path)
     check_file(name, 'checkpoint')
-    if damage := find_damage(name):
+    damage = find_damage(name) if verify else None
+    if damage:
         raise UsageError(f'{name} is damaged or cut off: {damage}')
     try:
         if name.endswith('.safetensors'):
@@ -68,8 +71,11 @@ def load_checkpoint(
                 meta = json.loads((file.metadata() or {}).get('meta', '{}'))
                 state = {key: file.get_tensor(key) for key in file.keys()}
             return {'meta': meta, 'state_dict': state}
-        found = _torch_load(name, map_location, trust)
-    except Exception as error:  # there are as many as ways to be damaged
+        with torch.serialization.safe_globals(ALLOWED):
+            found = torch.load(
+                name, map_location, weights_only=not trust, mmap=not verify
+            )
+    except Exception as error:  # each format has its own
         raise _refusal(name, error) from None
     if not isinstance(found, dict):
         raise UsageError(
@@ -77,28 +83,6 @@ def load_checkpoint(
             'a dict of tensors, or one with a state_dict'
         )
     return found if trust else _without_config(found)
-
-
-def load_iteration(
-    path: str | os.PathLike[str], trust: bool = False
-) -> float | None:
-    """Read the iteration of a checkpoint, without its tensors.
-
-    Args:
-        path: The file.
-        trust: Whether the file may run code while it is loaded.
-
-    Returns:
-        The iteration; infinity if torch cannot read the file, or refuses to;
-        None if it holds weights, but not the state of a run.
-    """
-    try:
-        found = _torch_load(path, 'cpu', trust, mmap=True)
-    except Exception:  # there are as many as ways to be damaged
-        return math.inf
-    meta = found.get('meta') if isinstance(found, dict) else None
-    iteration = meta.get('iter') if isinstance(meta, dict) else None
-    return iteration if isinstance(iteration, int) else None
 
 
 def save_checkpoint(
@@ -130,8 +114,8 @@ def save_checkpoint(
 def install(trust: bool = False) -> None:
     """Make mmengine load all checkpoints of this process by these rules.
 
-    That is what runners resume, test and start from, and pretrained weights
-    of backbones, from files and from the network.
+    These are what a run resumes, tests or starts from, and pretrained weights,
+    from files and from the network.
 
     Args:
         trust: Whether files may run code while they are loaded.
@@ -171,11 +155,6 @@ def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _torch_load(path: Any, device: Any, trust: bool, **options: Any) -> Any:
-    with torch.serialization.safe_globals(ALLOWED):
-        return torch.load(path, device, weights_only=not trust, **options)
-
-
 def _refusal(name: str, error: Exception) -> UsageError:
     """Say in one line why torch did not read a file."""
     text = ' '.join(str(error).split())
@@ -200,15 +179,13 @@ def _without_config(found: Any) -> Any:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which `HistoryBuffer` is pickled.
+    """Replace ``getattr``, by which `HistoryBuffer` is pickled.
 
     The real one would reach every object of the process.
     """
-    if owner is not HistoryBuffer or name not in (
-        'min', 'max', 'mean', 'current'
-    ):  # fmt: skip
-        raise pickle.UnpicklingError('unsupported GLOBAL builtins.getattr')
-    return getattr(HistoryBuffer, name)
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError('unsupported GLOBAL builtins.getattr')
 
 
 #: What a checkpoint of mmengine or mmcv holds besides tensors: the history

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a COCO annotation file and check all that it says."""
+"""Read a COCO annotation file and check every entry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lors_det.datasets.defects import Defects
+from lors_det.datasets.defects import ANSWERS, Defects
 from lors_det.errors import UsageError
 
 NOT_POSITIVE = 'annotation id that is no positive number'
@@ -25,8 +25,8 @@ def read_annotations(path: str, name: str) -> dict[str, Any]:
         name: What it is called in messages.
 
     Returns:
-        What it holds; ``images`` and ``categories`` are lists of objects, and
-        so is ``annotations``, empty if the file has none.
+        Its content: ``images``, ``categories`` and ``annotations``, all lists
+        of objects; the last is empty if the file has none.
 
     Raises:
         UsageError: If the file cannot be read, or is not of COCO's form.
@@ -63,8 +63,8 @@ def check_classes(
 ) -> None:
     """Check that labels mean the same in the file as in the config.
 
-    mmdet numbers classes in the order of the file. One that is missing there,
-    twice or at another place, would shift the labels without a word.
+    mmdet numbers classes in the order of the file. A class that is missing,
+    given twice or in another order would shift the labels without a warning.
 
     Args:
         content: See `read_annotations`.
@@ -79,50 +79,49 @@ def check_classes(
             f'metainfo.classes={classes!r}: expected a list of names, such '
             f'as [{classes!r}], or a file that has them'
         )
+    classes = list(classes)
     names = [entry.get('name') for entry in content['categories']]
-    if [each for each in names if each in classes] != list(classes):
+    if [each for each in names if each in classes] != classes:
         missing = [each for each in classes if each not in names]
+        reason = 'expected the same order, each once'
+        if missing:
+            reason = f'no category is called {missing[0]!r}'
         raise UsageError(
-            f'{name}: its categories are {_first(names)}, metainfo.classes '
-            f'is {_first(classes)}: '
-            + (
-                f'no category is called {missing[0]!r}'
-                if missing
-                else 'expected the same order, each once'
-            )
+            f'{name}: its categories are {reprlib.repr(names)}, '
+            f'metainfo.classes is {reprlib.repr(classes)}: {reason}'
         )
     ids = [entry.get('id') for entry in content['categories']]
-    numbers = {each for each in ids if isinstance(each, int)}
-    if len(numbers) < len(ids):
+    if len({each for each in ids if isinstance(each, int)}) < len(ids):
         raise UsageError(
-            f'{name}: its categories have the ids {_first(ids)}, expected '
-            'another number for each'
+            f'{name}: its categories have the ids {reprlib.repr(ids)}, '
+            'expected another number for each'
         )
 
 
 def check_annotations(content: dict[str, Any], min_size: float = 0) -> Defects:
     """Check every image record and annotation, and mend what can be mended.
 
-    Annotations that mmdet would choke on are taken out of ``content``; the
-    others stay, since mmdet has its own ways to leave them out, which decide
-    what its metric counts.
+    Annotations that are left out are removed from ``content``. Those that are
+    left out in training only stay, since the metric counts them.
 
     Args:
         content: See `read_annotations`.
         min_size: ``filter_cfg.min_size`` in pixels.
 
     Returns:
-        What is wrong.
+        All defects.
     """
     defects = Defects()
-    sizes = _check_images(content['images'], defects, min_size)
+    images = _check_images(content['images'], defects, min_size)
     categories = {entry.get('id') for entry in content['categories']}
     seen: set[Any] = set()
     annotated: set[Any] = set()
     kept = []
     for index, entry in enumerate(content['annotations']):
-        number, image = entry.get('id'), entry.get('image_id')
-        wrong = _first_wrong(entry, PROPER_ANNOTATION)
+        wrong = _first_wrong(
+            entry, id=_is_id, image_id=_is_id, category_id=_is_id,
+            bbox=lambda _: True,  # without proper numbers it is left out
+        )  # fmt: skip
         if wrong:
             defects.add(
                 'annotation without a proper id, image_id, category_id or '
@@ -130,67 +129,66 @@ def check_annotations(content: dict[str, Any], min_size: float = 0) -> Defects:
                 f'annotations[{index}]: {wrong}',
             )
             continue
+        number, image = entry['id'], entry['image_id']
         if number in seen:
             defects.add('annotation id used twice', number)
         seen.add(number)
         if isinstance(number, str) or number <= 0:
             defects.add(NOT_POSITIVE, number)
-        kind = _box_defect(entry, sizes.get(image), defects)
-        if image not in sizes:
+        kind: str | None
+        if image not in images:
             kind = 'annotation of an unknown image'
         elif entry['category_id'] not in categories:
             kind = 'annotation of an unknown category'
         else:
             annotated.add(image)
+            kind = _box_defect(entry, images[image], defects)
         if kind:
             defects.add(kind, number)
-        if kind != MALFORMED:
+        if not kind or ANSWERS[kind] != 'left out':
             kept.append(entry)
     content['annotations'] = kept
-    if kept:
-        for image in sizes:
-            if image not in annotated:
-                defects.add('image without annotation', image)
+    for image in images:
+        if kept and image not in annotated:
+            defects.add('image without annotation', image)
     return defects
 
 
 def _check_images(
     entries: Sequence[dict[str, Any]], defects: Defects, min_size: float
-) -> dict[Any, tuple[float, float]]:
-    """Return width and height of every image in pixels, by its id."""
+) -> dict[Any, dict[str, Any]]:
+    """Check all image records, and return them by id."""
     records: dict[Any, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
-        number = entry.get('id')
-        wrong = _first_wrong(entry, PROPER_IMAGE)
+        wrong = _first_wrong(
+            entry, id=_is_id, file_name=lambda value: isinstance(value, str),
+            width=_is_size, height=_is_size,
+        )  # fmt: skip
         if wrong:
             defects.add(
                 'image record without a proper id, file_name, width or height',
                 f'images[{index}]: {wrong}',
             )
             continue
-        if not is_inside(entry['file_name']):
+        number, name = entry['id'], entry['file_name']
+        if not is_inside(name):
             defects.add(
                 'file name that leads out of the image folder',
-                reprlib.repr(entry['file_name']),
+                reprlib.repr(name),
             )
-        first = next(iter(records), number)
-        if isinstance(number, str) != isinstance(first, str):
-            defects.add('image ids of which some are text', number)
         if number in records:
             same = records[number] == entry
+            twice = 'image record given twice'
             defects.add(
-                'image record given twice'
-                if same
-                else 'image id used by two images',
-                number,
+                twice if same else 'image id used by two images', number
             )
         if min(entry['width'], entry['height']) < min_size:
             defects.add('image smaller than filter_cfg.min_size', number)
         records[number] = entry
-    return {
-        number: (entry['width'], entry['height'])
-        for number, entry in records.items()
-    }
+    texts = [number for number in records if isinstance(number, str)]
+    if 0 < len(texts) < len(records):
+        defects.add('image ids of which some are text', texts[0])
+    return records
 
 
 def is_inside(file_name: str) -> bool:
@@ -210,16 +208,14 @@ def is_inside(file_name: str) -> bool:
 
 
 def _box_defect(
-    entry: dict[str, Any],
-    size: tuple[float, float] | None,
-    defects: Defects,
+    entry: dict[str, Any], image: Mapping[str, Any], defects: Defects
 ) -> str | None:
-    """Return what is wrong with a box; the cases are mmdet's own.
+    """Return the first defect of a box, if any; the cases are mmdet's own.
 
     Args:
         entry: The annotation; a missing area and iscrowd are filled in.
-        size: Width and height of the image; None if it is unknown.
-        defects: Receives what does not keep the box from being used.
+        image: The record of its image.
+        defects: Receives what is filled in.
     """
     box = entry['bbox']
     if not (
@@ -233,23 +229,21 @@ def _box_defect(
         entry['iscrowd'] = entry.get('iscrowd') or 0
     if not (_is_finite(entry['area']) and entry['iscrowd'] in (0, 1)):
         return MALFORMED
-    if w < 0 or h < 0:
-        return 'box of negative size'
-    if w < 1 or h < 1:
-        return 'box smaller than a pixel'
-    if size and (x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0):
-        return 'box outside of its image'
-    if entry['area'] <= 0:
-        return 'area that is not positive'
+    width, height = image['width'], image['height']
+    outside = x >= width or y >= height or x + w <= 0 or y + h <= 0
     # Rounding takes many boxes of COCO itself a fraction of a pixel outside.
-    if size and not (
-        min(x, y) > -1 and x + w < size[0] + 1 and y + h < size[1] + 1
-    ):
-        return 'box that reaches out of its image'
-    return None
+    reaches_out = min(x, y, width - x - w, height - y - h) <= -1
+    kinds = {
+        'box of negative size': w < 0 or h < 0,
+        'box smaller than a pixel': w < 1 or h < 1,
+        'box outside of its image': outside,
+        'area that is not positive': entry['area'] <= 0,
+        'box that reaches out of its image': reaches_out,
+    }
+    return next((kind for kind, holds in kinds.items() if holds), None)
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str))
 
 
@@ -262,33 +256,13 @@ def _is_size(value: Any) -> bool:
     return _is_finite(value) and value >= 1
 
 
-PROPER_IMAGE: dict[str, Callable[[Any], bool]] = {
-    'id': _is_id,
-    'file_name': lambda value: isinstance(value, str),
-    'width': _is_size,
-    'height': _is_size,
-}
-PROPER_ANNOTATION: dict[str, Callable[[Any], bool]] = {
-    'id': _is_id,
-    'image_id': _is_id,
-    'category_id': _is_id,
-    'bbox': lambda value: True,  # numbers that are none are left out
-}
-
-
 def _first_wrong(
-    entry: Mapping[str, Any], proper: Mapping[str, Callable[[Any], bool]]
+    entry: Mapping[str, Any], **is_proper: Callable[[Any], bool]
 ) -> str | None:
     """Return the first key that is missing or has a wrong value, if any."""
-    for key, is_proper in proper.items():
+    for key, check in is_proper.items():
         if key not in entry:
             return f'no {key}'
-        if not is_proper(entry[key]):
+        if not check(entry[key]):
             return f'{key}={reprlib.repr(entry[key])}'
     return None
-
-
-def _first(values: Sequence[Any]) -> str:
-    """Return the first few of the values as text."""
-    more = ', ...' if len(values) > 4 else ''
-    return f'[{", ".join(map(repr, values[:4]))}{more}]'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mmdet's COCO data set and metric, for data as they come."""
+"""mmdet's COCO data set and metric, for data with defects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
-import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
+from torch import Tensor
 
 from lors_det.datasets.annotations import (
     NOT_POSITIVE,
@@ -23,12 +24,12 @@ from lors_det.datasets.annotations import (
     check_classes,
     read_annotations,
 )
-from lors_det.datasets.defects import ANSWERS, Defects, printable
+from lors_det.datasets.defects import Defects, printable
 from lors_det.datasets.images import OTHER_SIZE, UNUSABLE, checked_pipeline
 from lors_det.errors import UsageError
 
-#: Defects of image files that are met while training or testing; the codes in
-#: `CheckedCocoDataset.image_defect_codes` are places in it.
+#: Defects of image files that are found while training or testing, by their
+#: code in `CheckedCocoDataset.image_defect_codes`.
 IMAGE_DEFECTS = ('', *UNUSABLE, OTHER_SIZE)
 #: Images whose files are looked for when a run starts.
 NUM_PROBES = 20
@@ -38,13 +39,12 @@ NUM_PROBES = 20
 class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` that says what is wrong with the data.
 
-    The annotation file is checked when it is read. What cannot be used is
-    refused there, or left out and reported, one line for each kind.
-    ``docs/data.md`` lists the kinds; on data without defects this is mmdet's
-    data set. Images are checked when they are needed: in training one that
-    cannot be used is replaced by another, in testing it stands as a black
-    image whose detections `CheckedCocoMetric` drops. `DefectsHook` reports
-    them.
+    The annotation file is checked when it is read: defects are refused, or
+    left out and reported, one line for each kind (``docs/data.md``). Images
+    are checked when they are loaded: one that cannot be used is replaced by
+    another in training, and in testing by a black image, whose detections
+    `CheckedCocoMetric` drops. `DefectsHook` reports them. On data without
+    defects this is mmdet's data set.
 
     Args:
         pipeline: As in mmdet; ``LoadImageFromFile`` becomes
@@ -60,14 +60,10 @@ class CheckedCocoDataset(CocoDataset):
         self, *args: Any, pipeline: Sequence[Any] = (), **kwargs: Any
     ) -> None:
         self.annotation_defects = Defects()
-        # (images,); workers write to it.
-        self.image_defect_codes = torch.zeros(0, dtype=torch.uint8)
         super().__init__(*args, pipeline=checked_pipeline(pipeline), **kwargs)
 
     def COCOAPI(self, path: str) -> COCO:
-        """Read and check the annotation file.
-
-        Named as mmdet names its reader, which this stands for.
+        """Read and check the annotation file, where mmdet only reads it.
 
         Args:
             path: The local file.
@@ -84,14 +80,14 @@ class CheckedCocoDataset(CocoDataset):
             content, (self.filter_cfg or {}).get('min_size', 0)
         )
         self.annotation_defects.raise_refused(self.ann_file)
-        log_defects(self.annotation_defects, self.ann_file)
+        self.annotation_defects.log(self.ann_file)
         return _indexed(content)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Leave out the images that ``filter_cfg`` does not want.
+        """Leave out images as ``filter_cfg`` says.
 
         Returns:
-            The entries of the others.
+            The records of the others.
 
         Raises:
             UsageError: If none is left.
@@ -114,6 +110,7 @@ class CheckedCocoDataset(CocoDataset):
         if self._fully_initialized:
             return
         super().full_init()
+        # (images,); workers write to it.
         self.image_defect_codes = torch.zeros(len(self), dtype=torch.uint8)
         self.image_defect_codes.share_memory_()
         if self.backend_args or '://' in self.data_prefix.get('img', ''):
@@ -139,23 +136,20 @@ class CheckedCocoDataset(CocoDataset):
             be taken, if this one cannot be used.
         """
         info = self.get_data_info(idx)
-        info['keep_unusable'] = self.test_mode
-        index = info['sample_idx']
+        index, info['keep_unusable'] = info['sample_idx'], self.test_mode
         data = self.pipeline(info)
         defect = info.get('defect')
         if defect is None:
             return data
-        if index < len(self.image_defect_codes):
-            self.image_defect_codes[index] = IMAGE_DEFECTS.index(defect)
+        self.image_defect_codes[index] = IMAGE_DEFECTS.index(defect)
         if defect in UNUSABLE and self.test_mode:
             data['data_samples'].set_metainfo({'unreadable': defect})
         return data
 
     def image_defects(self) -> Defects:
-        """Return the defects of image files met so far, by all workers.
+        """Return the ids of images whose files have defects.
 
-        Returns:
-            Ids of images, by kind.
+        Those are known that any worker has loaded.
         """
         defects = Defects()
         for index in self.image_defect_codes.nonzero().flatten().tolist():
@@ -171,8 +165,9 @@ class CheckedCocoMetric(CocoMetric):
     An annotation that has no proper numbers does not count; a missing area
     and ``iscrowd`` are filled in; ids that are not positive, which
     pycocotools takes for "unmatched", are replaced; an image that cannot be
-    read counts as one without detections. Everything else is as in COCO's own
-    evaluation.
+    read counts as one without detections; detections that are not finite,
+    which pycocotools counts as hits, are dropped. Everything else is as in
+    COCO's own evaluation.
 
     Args:
         kwargs: As in mmdet.
@@ -182,6 +177,7 @@ class CheckedCocoMetric(CocoMetric):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._num_dropped = 0
         if self._coco_api is not None:
             content = self._coco_api.dataset
             content.setdefault('annotations', [])
@@ -189,28 +185,6 @@ class CheckedCocoMetric(CocoMetric):
                 for number, entry in enumerate(content['annotations'], 1):
                     entry['id'] = number
             self._coco_api = _indexed(content)
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Compute the AP of all detections that are finite.
-
-        pycocotools counts a box of NaN as a hit.
-
-        Args:
-            results: Ground truth and detections of every image.
-
-        Returns:
-            AP numbers by name.
-        """
-        num_dropped = sum(drop_non_finite(found) for _, found in results)
-        if num_dropped:
-            print_log(
-                f'{num_dropped} detections are not finite and were dropped: '
-                'the weights are not finite, or training diverged',
-                logger='current',
-                level=logging.WARNING,
-            )
-        metrics: dict[str, float] = super().compute_metrics(results)
-        return metrics
 
     def process(
         self,
@@ -221,56 +195,46 @@ class CheckedCocoMetric(CocoMetric):
 
         Args:
             data_batch: Not read.
-            data_samples: Detections and meta data of every image; those of
-                images that could not be read are emptied, for the metrics
-                that come after this one too.
+            data_samples: Detections and meta data of every image. Detections
+                that do not count are removed, also for later metrics.
         """
         for sample in data_samples:
+            found = sample['pred_instances']
+            keep = found['bboxes'].isfinite().all(1)
+            keep &= found['scores'].isfinite()
+            self._num_dropped += int((~keep).sum())
             if 'unreadable' in sample:
-                detections = sample['pred_instances']
-                for key in detections:
-                    detections[key] = detections[key][:0]
+                keep[:] = False
+            if not keep.all():
+                for key, value in found.items():
+                    found[key] = (
+                        value[keep]
+                        if isinstance(value, Tensor)
+                        else list(compress(value, keep))
+                    )
         super().process(data_batch, data_samples)
 
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Compute the AP of all detections.
 
-def drop_non_finite(detections: dict[str, Any]) -> int:
-    """Drop detections whose box or score is not finite.
+        Args:
+            size: Number of images.
 
-    Args:
-        detections: Of one image, as ``CocoMetric`` stores them: ``bboxes``
-            (K, 4) and ``scores`` (K,), further entries of length K, and
-            ``img_id``. Changed in place.
-
-    Returns:
-        How many were dropped.
-    """
-    finite = np.isfinite(detections['bboxes']).all(1)
-    finite &= np.isfinite(detections['scores'])
-    if not finite.all():
-        for key in detections.keys() - {'img_id'}:
-            values = detections[key]
-            detections[key] = (
-                values[finite]
-                if isinstance(values, np.ndarray)
-                else list(compress(values, finite))  # masks
+        Returns:
+            AP numbers by name.
+        """
+        num_dropped = torch.tensor(self._num_dropped)
+        all_reduce(num_dropped)
+        self._num_dropped = 0
+        if num_dropped:
+            print_log(
+                f'{num_dropped} detections are not finite and were dropped: '
+                'the weights are not finite, or training diverged',
+                logger='current',
+                level=logging.WARNING,
             )
-    return int((~finite).sum())
-
-
-def log_defects(defects: Defects, name: str) -> None:
-    """Write one line for each kind of defect to the log.
-
-    Args:
-        defects: What is wrong.
-        name: The annotation file.
-    """
-    for kind in defects:
-        used = ANSWERS[kind].startswith('used')
-        print_log(
-            f'{name}: {kind}, {ANSWERS[kind]}: {defects.summary(kind)}',
-            logger='current',
-            level=logging.INFO if used else logging.WARNING,
-        )
+        metrics: dict[str, float] = super().evaluate(size)
+        return metrics
 
 
 def _indexed(content: dict[str, Any]) -> COCO:
@@ -278,6 +242,6 @@ def _indexed(content: dict[str, Any]) -> COCO:
     coco = COCO()
     coco.dataset = content
     coco.createIndex()
-    # Other names of the same, which mmdet gives what it reads from a file.
+    # mmdet's names of the same.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco

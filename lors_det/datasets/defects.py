@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The defects of a data set, what becomes of each, and how many there are."""
+"""The defects of a data set, and what is done with each."""
 
 from __future__ import annotations
 
+import logging
+
+from mmengine.logging import print_log
+
 from lors_det.errors import UsageError
 
-#: Every defect that is looked for, and what becomes of what has it. A file
-#: with something `refused` starts no run. `docs/data.md` has the reasons.
+_REPLACED = 'replaced in training; no detections in testing'
+#: Every defect that is looked for, and what is done with it. A file with
+#: something `refused` starts no run. `docs/data.md` has the reasons.
 ANSWERS = {
     # What the annotation file says of images.
     'image record without a proper id, file_name, width or height': 'refused',
@@ -34,12 +39,10 @@ ANSWERS = {
     'box that reaches out of its image': 'used; Resize cuts it off',
     'annotation without area or iscrowd': 'used with width x height and 0',
     # The image files.
-    'missing image': 'replaced in training; no detections in testing',
-    'empty image file': 'replaced in training; no detections in testing',
-    'file that is no image, or cut off': 'replaced in training; no '
-    'detections in testing',
-    'image too thin to be resized': 'replaced in training; no detections in '
-    'testing',
+    'missing image': _REPLACED,
+    'empty image file': _REPLACED,
+    'file that is no image, or cut off': _REPLACED,
+    'image too thin to be resized': _REPLACED,
     'image of another size than its record': 'used as it is',
     'image to be turned by its EXIF data': 'turned, unless its record has '
     'the size of the unturned image',
@@ -56,11 +59,11 @@ class Defects(dict[str, list[object]]):
     """Ids or file names that have each defect; keys are those of `ANSWERS`."""
 
     def add(self, kind: str, example: object) -> None:
-        """Add what has a defect.
+        """Add the id or the name of something that has a defect.
 
         Args:
             kind: A key of `ANSWERS`.
-            example: Names the image or annotation.
+            example: The id or name.
         """
         assert kind in ANSWERS, kind
         self.setdefault(kind, []).append(example)
@@ -75,7 +78,7 @@ class Defects(dict[str, list[object]]):
         return f'{len(self[kind])} ({", ".join(self.examples(kind))}{more})'
 
     def raise_refused(self, name: str) -> None:
-        """Raise the first defect that is refused, if any is.
+        """Raise the first defect that is refused, if there is one.
 
         Args:
             name: The annotation file.
@@ -86,6 +89,20 @@ class Defects(dict[str, list[object]]):
         for kind, answer in ANSWERS.items():
             if answer == 'refused' and kind in self:
                 raise UsageError(f'{name}: {kind}: {self.summary(kind)}')
+
+    def log(self, name: str) -> None:
+        """Write one line for each kind of defect to the log.
+
+        Args:
+            name: The annotation file.
+        """
+        for kind in self:
+            used = ANSWERS[kind].startswith('used')
+            print_log(
+                f'{name}: {kind}, {ANSWERS[kind]}: {self.summary(kind)}',
+                logger='current',
+                level=logging.INFO if used else logging.WARNING,
+            )
 
 
 def printable(value: object) -> str:

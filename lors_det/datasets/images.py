@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load image files as they come, and say what is wrong with them."""
+"""Load image files, and say what is wrong with them."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mmcv
@@ -19,35 +18,27 @@ TOO_THIN = 'image too thin to be resized'
 #: No pixel of these can be used.
 UNUSABLE = (MISSING, 'empty image file', NO_IMAGE, TOO_THIN)
 OTHER_SIZE = 'image of another size than its record'
+#: The longer side over the shorter one, of which `Resize` leaves a pixel.
+MAX_RATIO = 100
 PLACEHOLDER = 64  # pixels
 
 
 class LoadCheckedImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, for files as they come.
+    """mmcv's ``LoadImageFromFile`` that says what is wrong with a file.
 
-    Where an image cannot be used, ``defect`` says what is wrong with it, and
-    there is no image, or a black one where ``keep_unusable`` asks for one. An
-    image whose record has its size before it is turned by its EXIF data is
-    not turned: that is how it was annotated. All other images are those of
-    mmcv.
-
-    Args:
-        max_ratio: Longer side of an image over its shorter one; more cannot
-            be resized.
-        kwargs: See mmcv's class.
+    Where an image cannot be used, ``defect`` says why, and there is no image,
+    or a black one if ``keep_unusable`` is set. An image whose record has its
+    size before it is turned by its EXIF data is not turned: that is how it
+    was annotated. All other images are those of mmcv.
     """
-
-    def __init__(self, max_ratio: float = math.inf, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.max_ratio = max_ratio
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Load an image.
 
         Args:
             results: ``img_path``; ``height`` and ``width`` of the record in
-                pixels, if there is one; ``keep_unusable``, whether a black
-                image stands for one that cannot be used. Receives ``defect``.
+                pixels, if there is one; ``keep_unusable``: use a black image
+                instead of one that cannot be used. Receives ``defect``.
 
         Returns:
             ``results`` with ``img`` (H, W, 3), ``img_shape`` and
@@ -78,13 +69,13 @@ class LoadCheckedImage(LoadImageFromFile):
             size: Height and width in pixels that its record says.
 
         Returns:
-            (H, W, 3), or None if it cannot be used; and what is wrong, if
-            something is.
+            The image (H, W, 3), None if it cannot be used; and its defect,
+            None if it has none.
         """
         if self.backend_args is None and '://' not in path:
             if not os.path.exists(path):  # or no file can have this name
                 return None, MISSING
-            if not os.path.isfile(path):  # who opens a pipe waits for ever
+            if not os.path.isfile(path):  # opening a pipe would block
                 return None, NO_IMAGE
         try:
             content = get(path, backend_args=self.backend_args)
@@ -95,7 +86,7 @@ class LoadCheckedImage(LoadImageFromFile):
         image = self.decode(content, self.color_type)
         if image is None:
             return None, NO_IMAGE
-        if max(image.shape[:2]) > self.max_ratio * min(image.shape[:2]):
+        if max(image.shape[:2]) > MAX_RATIO * min(image.shape[:2]):
             return None, TOO_THIN
         if image.shape[:2] == size:
             return image, None
@@ -106,18 +97,20 @@ class LoadCheckedImage(LoadImageFromFile):
         return image, OTHER_SIZE
 
     def decode(self, content: bytes, flag: str) -> np.ndarray[Any, Any] | None:
-        """Return the pixels of an image file, None if it has none.
+        """Decode an image file.
 
         Args:
             content: The bytes of the file.
             flag: See ``mmcv.imfrombytes``.
+
+        Returns:
+            The pixels; None if they cannot be decoded.
         """
         try:
             return mmcv.imfrombytes(
                 content, flag=flag, backend=self.imdecode_backend
             )
-        except Exception:
-            # Decoders fail in as many ways as there are wrong files.
+        except Exception:  # each decoder has its own
             return None
 
 
@@ -130,26 +123,9 @@ def checked_pipeline(pipeline: Iterable[Any]) -> list[Any]:
     Args:
         pipeline: Configs of transforms, or transforms.
     """
-    transforms = list(pipeline)
-    # The shorter side is rounded: below half a pixel, it is none.
-    max_ratio = 2 * min(_longer_sides(transforms), default=math.inf)
-    ours = {'type': LoadCheckedImage, 'max_ratio': max_ratio}
-    for index, each in enumerate(transforms):
-        if isinstance(each, Mapping) and each['type'] == 'LoadImageFromFile':
-            transforms[index] = {**each, **ours}
-    return transforms
-
-
-def _longer_sides(config: Any) -> Iterator[float]:
-    """Yield the longer sides, in pixels, that a pipeline resizes to."""
-    if isinstance(config, Mapping):
-        if config.get('keep_ratio'):
-            sizes = config.get('scales') or [config.get('scale') or math.inf]
-            smallest = min(config.get('ratio_range') or [1])
-            longer = np.atleast_2d(np.array(sizes)).max(-1)
-            yield from smallest * longer.ravel()
-        for value in config.values():
-            yield from _longer_sides(value)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            yield from _longer_sides(value)
+    return [
+        {**each, 'type': LoadCheckedImage}
+        if isinstance(each, Mapping) and each['type'] == 'LoadImageFromFile'
+        else each
+        for each in pipeline
+    ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: written whole, found by iteration, refused if they don't fit.
+"""Write checkpoints atomically, find the latest, refuse those that don't fit.
 
 mmengine writes over a file in place, deletes an old checkpoint before the new
 one is written, resumes from a cut-off file, and runs a model with random
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lors_det.errors import UsageError
 from lors_det.files import PART, atomic_write, find_damage
-from lors_det.safe_load import load_iteration
+from lors_det.safe_load import load_checkpoint
 
 
 def checkpoint_folder(cfg: Mapping[str, Any]) -> str:
@@ -50,9 +50,9 @@ def checkpoint_folder(cfg: Mapping[str, Any]) -> str:
 def latest_checkpoint(
     folder: str, trust: bool = False, since: int = 0
 ) -> str | None:
-    """Find the whole checkpoint of the highest iteration.
+    """Find the undamaged checkpoint of the highest iteration.
 
-    Checkpoints that are damaged are reported, a line each.
+    Damaged checkpoints are reported, a line each.
 
     Args:
         folder: Folder of the run's checkpoints.
@@ -63,7 +63,7 @@ def latest_checkpoint(
         Its path; None if there is no checkpoint.
 
     Raises:
-        UsageError: If there are some, and none is whole.
+        UsageError: If all checkpoints are damaged.
     """
     found = [
         (iteration, path)
@@ -72,13 +72,12 @@ def latest_checkpoint(
     ]
     for iteration, path in sorted(found, reverse=True):
         reason = find_damage(path)
-        if iteration == math.inf and not reason:
-            reason = 'torch does not read it'
-        if not reason:
+        if not reason and iteration < math.inf:
             return str(path)
         if os.environ.get('RANK', '0') == '0':
             print(
-                f'warning: {path} is damaged ({reason}): the one before it '
+                f'warning: {path} is damaged '
+                f'({reason or "torch does not read it"}): the one before it '
                 'is used',
                 file=sys.stderr,
             )
@@ -93,9 +92,9 @@ def latest_checkpoint(
 def set_aside_checkpoints(
     folder: str, after: int = -1, needed: str | None = None
 ) -> None:
-    """Rename checkpoints that are not of the run that starts, to ``.old``.
+    """Rename checkpoints of another run to ``.old``: none resumes from them.
 
-    No later ``--resume`` finds them. Files with the new names are replaced.
+    Earlier files with these names are replaced.
 
     Args:
         folder: Folder of the run's checkpoints.
@@ -113,25 +112,33 @@ def set_aside_checkpoints(
     ]
     if after < 0:
         paths += Path(folder).glob('best_*.pth')
+    if needed and Path(needed).resolve() in (p.resolve() for p in paths):
+        raise UsageError(
+            f'--overwrite: load_from={needed} is a checkpoint that would '
+            'be overwritten: move it elsewhere, or name another --work-dir'
+        )
     for path in paths:
-        if needed and path.resolve() == Path(needed).resolve():
-            raise UsageError(
-                f'--overwrite: load_from={needed} is a checkpoint that would '
-                'be overwritten: move it elsewhere, or name another --work-dir'
-            )
-    for path in paths:
-        path.replace(path.with_name(f'{path.name}.old'))
+        path.replace(f'{path}.old')
 
 
 def _checkpoints(
     folder: str, trust: bool = False
 ) -> Iterator[tuple[float, Path]]:
-    """Yield `load_iteration` and path of a run's files, but the best one."""
+    """Yield iteration and path of all checkpoints but the best one.
+
+    The iteration is infinite if torch does not read the file.
+    """
     for path in Path(folder).glob('*.pth'):
         if path.name.startswith('best_') or not path.is_file():
             continue
-        iteration = load_iteration(path, trust)
-        if iteration is not None:
+        try:
+            found = load_checkpoint(path, trust=trust, verify=False)
+        except UsageError:
+            yield math.inf, path
+            continue
+        meta = found.get('meta')
+        iteration = meta.get('iter') if isinstance(meta, dict) else None
+        if isinstance(iteration, int):  # not only weights
             yield iteration, path
 
 
@@ -144,12 +151,13 @@ def load_strictly(
         model: Receives the weights.
         checkpoint: Loaded from a file.
         name: The file, for messages.
-        purpose: ``resume``, ``test`` or ``load_from``; only the last may
-            leave weights of the model as they were, and gets a warning.
+        purpose: ``resume``, ``test`` or ``load_from``; with the last, weights
+            that are missing or have another shape are left as initialised,
+            with a warning.
 
     Raises:
         UsageError: If no weight fits, if a weight is missing or has another
-            shape and must not, or if the state of the run is missing.
+            shape, or if a run is to be resumed and its state is missing.
     """
     found = checkpoint.get('state_dict', checkpoint)
     state = {
@@ -183,8 +191,7 @@ def load_strictly(
     )
     if missing and purpose != 'load_from':
         raise UsageError(lacks)
-    meta = checkpoint.get('meta')
-    if purpose == 'resume' and not _is_resumable(meta):
+    if purpose == 'resume' and not _is_resumable(checkpoint.get('meta')):
         raise UsageError(
             f'--resume: {name} holds weights, but not the state of a run; '
             '--cfg-options load_from=CHECKPOINT starts from it'
@@ -234,12 +241,11 @@ class AtomicBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook, with checkpoints that can be relied on.
+    """mmengine's hook, which writes files atomically and checks what it loads.
 
-    A file is never half-written. An old checkpoint is deleted when the new
-    one is safe; set ``max_keep_ckpts`` to at least two: the only one is no
-    help when it turns out to be damaged. What is loaded has to fit the model
-    (`load_strictly`).
+    An old checkpoint is deleted when the new one is on the disk; keep two at
+    least (``max_keep_ckpts``), in case one is damaged. A checkpoint that is
+    loaded has to fit the model (`load_strictly`).
 
     Args:
         backend_args: As in mmengine; None for atomic writes.
@@ -258,12 +264,10 @@ class SafeCheckpointHook(CheckpointHook):
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse a checkpoint that does not fit the model."""
-        purpose = 'test'
-        # mmengine has no public name for what it was asked to do.
-        if runner._resume:
-            purpose = 'resume'
-        elif isinstance(runner.optim_wrapper, OptimWrapper):  # built to train
-            purpose = 'load_from'
+        # mmengine has no public name for its purpose.
+        is_training = isinstance(runner.optim_wrapper, OptimWrapper)
+        purpose = 'load_from' if is_training else 'test'
+        purpose = 'resume' if runner._resume else purpose
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -271,7 +275,7 @@ class SafeCheckpointHook(CheckpointHook):
         load_strictly(model, checkpoint, name, purpose)
 
     def before_train(self, runner: Runner) -> None:
-        """Clear away interrupted writes and checkpoints of another run."""
+        """Remove interrupted writes, rename checkpoints of another run."""
         super().before_train(runner)
         if is_main_process() and '://' not in self.out_dir:
             for part in Path(self.out_dir).glob(f'*.pth{PART}'):

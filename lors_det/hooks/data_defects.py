@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from lors_det.datasets.coco import CheckedCocoDataset, log_defects
+from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.defects import Defects
 
 
@@ -32,7 +32,7 @@ class DefectsHook(Hook):
     def after_train_iter(
         self, runner: Runner, *args: Any, **kwargs: Any
     ) -> None:
-        """Report the first image of each kind that this process meets."""
+        """Report the first image with a defect that this process loads."""
         for dataset in _checked_datasets(runner.train_dataloader.dataset):
             if dataset.image_defect_codes.any():
                 name, found = dataset.ann_file, dataset.image_defects()
@@ -40,7 +40,7 @@ class DefectsHook(Hook):
                     self._report(name, found)
 
     def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        """Report what all processes met; mmengine calls it for each mode."""
+        """Report the defects found by all processes, in every mode."""
         loader = getattr(runner, f'{mode}_dataloader')
         for dataset in _checked_datasets(loader.dataset):
             defects = dataset.image_defect_codes.clone()
@@ -55,20 +55,17 @@ class DefectsHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Remove unreadable images, which later hooks would draw.
-
-        The metric has taken their samples by now.
-        """
+        """Remove unreadable images after the metric, so none is drawn."""
         if isinstance(outputs, list):
             outputs[:] = [s for s in outputs if 'unreadable' not in s]
 
     def _report(self, name: str, defects: Defects) -> None:
-        news = Defects()
+        more = Defects()
         for kind, found in defects.items():
             if len(found) > self._reported.get((name, kind), 0):
-                news[kind] = found
+                more[kind] = found
                 self._reported[name, kind] = len(found)
-        log_defects(news, name)  # the log takes it from the main process only
+        more.log(name)  # from the main process only
 
 
 def _checked_datasets(dataset: Any) -> Iterator[CheckedCocoDataset]:

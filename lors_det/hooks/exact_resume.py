@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming a run bit by bit.
+"""Resume a run bit by bit.
 
 mmengine stores weights, optimiser, schedule, loss scaler, EMA and log. Random
-states need no storing here: before each step, and before the batch of each
-step is loaded (by whichever worker), they are set to a function of seed,
-process and iteration. The position and the seed of the sampler are stored;
-a resumed sampler skips indices, and no image is loaded for that.
+states are not stored: before each step, and before the batch of each step is
+loaded, in any worker, they are set to a function of seed, process and
+iteration. The position and the seed of the sampler are stored; a resumed
+sampler skips indices, and no image is loaded for that.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class NumberedBatches:
 
     def __init__(self, batches: Any, loop: Any) -> None:
         self.batches = batches
+        self.sampler = batches.sampler  # mmengine sets its epoch
         self.loop = loop
         self.skip = 0
 
@@ -63,11 +64,6 @@ class NumberedBatches:
             num_iters: How many.
         """
         self.skip = num_iters
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler of indices; mmengine sets its epoch."""
-        return self.batches.sampler
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -93,32 +89,19 @@ class NumberedBatches:
             self.sampler.set_epoch(endless._epoch)
 
 
-def load_batch(dataset: Any, seed: int, rank: int, batch: Batch) -> list[Any]:
-    """Load samples from random states that no earlier batch touched.
-
-    Args:
-        dataset: By index.
-        seed: Of the run.
-        rank: Of the process.
-        batch: Indices, and the iteration that they are for.
-
-    Returns:
-        The samples.
-    """
+def _load_batch(dataset: Any, seed: int, rank: int, batch: Batch) -> list[Any]:
+    """Load samples from random states that no earlier batch has changed."""
     set_random_states(seed, rank, batch.iteration, 1)
     return [dataset[index] for index in batch]
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Make a resumed run repeat, bit by bit, one that was never stopped.
+    """Make a resumed run equal, bit by bit, to one that was never stopped.
 
-    On a CPU, with the same config and the same number of processes, for both
-    loops of mmengine and for checkpoints from anywhere in an epoch, which
-    mmengine itself would start again. Not covered is what lives in a process
-    only: gradients that were accumulated when the checkpoint was written,
-    caches of transforms (``CachedMosaic``), running statistics of batch norms
-    in processes other than the first.
+    This holds on a CPU, with the same config and number of processes, for
+    both loops of mmengine and checkpoints from anywhere in an epoch.
+    ``docs/reliability.md`` says what is not covered.
     """
 
     priority = 'VERY_HIGH'
@@ -155,9 +138,9 @@ class ExactResumeHook(Hook):
         ):
             raise TypeError(
                 f'ExactResumeHook: {type(loop).__name__} and its data loader '
-                'are unknown to it, expected EpochBasedTrainLoop or '
-                'IterBasedTrainLoop with a sampler of indices; without it in '
-                'default_hooks, mmengine resumes as well as it can'
+                'are unknown, expected EpochBasedTrainLoop or '
+                'IterBasedTrainLoop with a batch sampler, or no '
+                'ExactResumeHook in default_hooks'
             )
         self.batches = NumberedBatches(loader.batch_sampler, loop)
         # The loader's __setattr__ forbids a new batch sampler, lest it be
@@ -165,7 +148,7 @@ class ExactResumeHook(Hook):
         vars(loader)['batch_sampler'] = self.batches
         # torch calls this method for a whole batch, if a dataset has it.
         loader.dataset.__getitems__ = partial(
-            load_batch, loader.dataset, runner.seed, get_rank()
+            _load_batch, loader.dataset, runner.seed, get_rank()
         )
         if isinstance(loop, IterBasedTrainLoop):
             loop.dataloader_iterator.skip_iter = self.batches.skip_iter

@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps whose loss or gradient is not finite: skipped, or the end of a run."""
+"""Skip steps whose loss or gradient is not finite, and reproduce them."""
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import os
+import random
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from lors_det.errors import UsageError
-from lors_det.hooks.step_dump import random_states, write_dump
+from lors_det.files import atomic_write
 from lors_det.lors.config import check_at_least
+from lors_det.safe_load import load_checkpoint
 
 ACTIONS = ('skip', 'stop')
 SCALAR = 'train/skipped_steps'
+#: What a batch holds besides tensors, numbers and text.
+BATCH_TYPES = [DetDataSample, HorizontalBoxes, InstanceData, PixelData]
 
 
 @HOOKS.register_module()
@@ -65,12 +76,9 @@ class NonFiniteHook(Hook):
                 f'NonFiniteHook.action={action!r}: expected one of '
                 f'{list(ACTIONS)}'
             )
+        numbers = {'max_consecutive': max_consecutive, 'max_dumps': max_dumps}
         check_at_least(
-            0,
-            **{
-                'NonFiniteHook.max_consecutive': max_consecutive,
-                'NonFiniteHook.max_dumps': max_dumps,
-            },
+            0, **{f'NonFiniteHook.{key}': n for key, n in numbers.items()}
         )
         self.action = action
         self.max_consecutive = max_consecutive
@@ -78,14 +86,14 @@ class NonFiniteHook(Hook):
         self.skipped = 0
         self.consecutive = 0
         self._num_dumps = 0
-        self._bad_loss: Tensor | None = None
-        self._updated = False
         # What was not finite in the last step: 'loss', 'gradient' or None.
         self._not_finite: str | None = None
-        self._batches: list[dict[str, Any]] = []  # of the last step
+        # The batches whose gradients are accumulated, and their losses.
+        self._batches: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the updates of the runner's optimiser wrapper.
+        """Replace the updates of the optimiser wrapper and of the averages.
 
         Raises:
             TypeError: If the wrapper is none of mmengine's.
@@ -109,14 +117,13 @@ class NonFiniteHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Remember the batch and the random states."""
-        if self._updated:
+        if not self._losses:  # the last step was made or skipped
             self._batches.clear()
-            self._updated = False
         self._batches.append(
             {
                 'iteration': runner.iter + 1,
                 'batch': data_batch,
-                'random_states': random_states(),
+                'random_states': _random_states(),
             }
         )
 
@@ -128,13 +135,12 @@ class NonFiniteHook(Hook):
     ) -> None:
         """Replace the method of the optimiser wrapper of this name."""
         wrapper = self._wrapper
-        bad = ~loss.detach().isfinite()
-        bad = bad if self._bad_loss is None else self._bad_loss | bad
+        self._losses.append(loss.detach())
         wrapper.backward(wrapper.scale_loss(loss))
         self._not_finite = None
         if wrapper.should_update():
-            self._not_finite = self._find_non_finite(bad)
-            self._bad_loss, self._updated = None, True
+            self._not_finite = self._find_non_finite()
+            self._losses.clear()
             if self._not_finite is None:
                 self.consecutive = 0
                 wrapper.step(**(step_kwargs or {}))
@@ -143,16 +149,15 @@ class NonFiniteHook(Hook):
                 self.skipped += 1
                 wrapper.message_hub.update_scalar(SCALAR, self.skipped)
             wrapper.zero_grad(**(zero_kwargs or {}))
-        else:
-            self._bad_loss = bad
 
-    def _find_non_finite(self, bad_loss: Tensor) -> str | None:
-        """Ask all processes for a ``loss`` or ``gradient`` that is not finite.
+    def _find_non_finite(self) -> str | None:
+        """Return ``loss`` or ``gradient`` if one is not finite in any process.
 
-        The one wait of the step for the device.
+        This is the step's only wait for the device.
         """
-        scaler = getattr(self._wrapper, 'loss_scaler', None)
+        bad_loss = ~torch.stack(self._losses).isfinite().all()
         bad_gradient = torch.zeros_like(bad_loss)
+        scaler = getattr(self._wrapper, 'loss_scaler', None)
         if scaler is None or scaler.get_scale() <= 1:
             gradients = [
                 parameter.grad
@@ -179,37 +184,40 @@ class NonFiniteHook(Hook):
         Raises:
             UsageError: If the run is to stop.
         """
-        self._batches[-1]['losses'] = {
+        losses = {
             name: value.detach()
             for name, value in (outputs or {}).items()
             if isinstance(value, Tensor)
         }
+        self._batches[-1]['losses'] = losses
         if self._not_finite is None:
             return
-        blamed = self._batches
-        if self._not_finite == 'loss':
-            blamed = [b for b in blamed if _non_finite_losses(b['losses'])]
-        text, is_beyond_repair = self._describe(runner, blamed)
+        text, is_beyond_repair = self._describe(runner)
         print_log(text, logger='current', level=logging.ERROR)
-        for name in outputs or {}:
+        for name in losses:
             # Logged by now; it would make the means of later lines NaN.
             _forget_last(runner.message_hub.log_scalars.get(f'train/{name}'))
         too_many = self.consecutive > self.max_consecutive
         if self.action == 'stop' or too_many or is_beyond_repair:
             raise UsageError(text)
 
-    def _describe(
-        self, runner: Runner, blamed: list[dict[str, Any]]
-    ) -> tuple[str, bool]:
+    def _describe(self, runner: Runner) -> tuple[str, bool]:
         """Dump the batches of this process to blame, and gather one line.
 
         Returns:
             The line, the same in all processes, and whether statistics of
             norms are not finite, which no skipped step repairs.
         """
-        losses = [n for b in blamed for n in _non_finite_losses(b['losses'])]
-        images = [i for b in blamed for i in _image_ids(b['batch'])]
-        files = self._dump(runner, blamed) if blamed else []
+        batches = self._batches
+        if self._not_finite == 'loss':
+            batches = [b for b in batches if _bad_losses(b)]
+        losses = [name for b in batches for name in _bad_losses(b)]
+        images = [
+            sample.get('img_id')
+            for b in batches
+            for sample in b['batch'].get('data_samples', ())
+        ]
+        files = self._dump(runner, batches) if batches else []
         statistics = [
             name
             for name, buffer in runner.model.named_buffers()
@@ -219,10 +227,10 @@ class NonFiniteHook(Hook):
         losses, images, files, statistics = (
             list(chain(*column)) for column in zip(*found, strict=True)
         )
-        where = f' ({", ".join(sorted(set(losses)))})' if losses else ''
+        names = f' ({", ".join(sorted(set(losses)))})' if losses else ''
         text = (
             f'iteration {runner.iter + 1}: the {self._not_finite} is not '
-            f'finite{where} on the images {images}; no step was made '
+            f'finite{names} on the images {images}; no step was made '
             f'({self.skipped} so far, {self.consecutive} in a row); '
             + (f'reproduced by {", ".join(files)}' if files else 'no dump')
         )
@@ -242,11 +250,18 @@ class NonFiniteHook(Hook):
         self._num_dumps += 1
         name = f'iter_{runner.iter + 1}_rank_{get_rank()}.pth'
         path = Path(runner.work_dir, 'nonfinite', name)
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        content = {
+            'batches': batches,
+            'state_dict': model.state_dict(),
+            'not_finite': self._not_finite,
+            'config': runner.cfg.pretty_text,
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         try:
-            write_dump(
-                path, runner.model, batches,
-                not_finite=self._not_finite, config=runner.cfg.pretty_text,
-            )  # fmt: skip
+            atomic_write(path, buffer.getvalue())
         except UsageError as error:  # of a full disk: no reason to end
             return [f'nothing, {error}']
         return [str(path)]
@@ -262,17 +277,77 @@ class NonFiniteHook(Hook):
         ema.update_parameters = update_parameters
 
 
-def _non_finite_losses(losses: dict[str, Tensor]) -> list[str]:
+def load_dump(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the dump of a step without running code from it.
+
+    Args:
+        path: A file written by `NonFiniteHook`.
+
+    Returns:
+        ``state_dict``, ``config`` as text, ``not_finite`` (``loss`` or
+        ``gradient``), and ``batches``, each with ``iteration``, ``batch``,
+        ``losses`` and ``random_states`` before its forward.
+
+    Raises:
+        UsageError: If it is no dump, or holds other types than those of
+            mmdet's batches.
+    """
+    with torch.serialization.safe_globals(BATCH_TYPES):
+        return load_checkpoint(path)
+
+
+def replay(
+    model: BaseModel, path: str | os.PathLike[str], index: int = 0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Make the forward of a dumped step again.
+
+    Example::
+
+        model = MODELS.build(Config.fromfile(CONFIG).model)
+        loss, losses = replay(model, 'iter_12_rank_0.pth')
+
+    Args:
+        model: Built from the same config; receives the dump's weights.
+        path: A file written by `NonFiniteHook`.
+        index: Which of its batches.
+
+    Returns:
+        The loss to call ``backward`` on, and all losses by name.
+    """
+    dump = load_dump(path)
+    entry = dump['batches'][index]
+    model.load_state_dict(dump['state_dict'])
+    model.train()
+    states = entry['random_states']
+    random.setstate(states['python'])
+    np.random.set_state(states['numpy'])
+    torch.set_rng_state(states['torch'])
+    if torch.cuda.is_available() and 'cuda' in states:
+        torch.cuda.set_rng_state(states['cuda'])
+    data = model.data_preprocessor(entry['batch'], True)
+    loss, losses = model.parse_losses(model(**data, mode='loss'))
+    return loss, losses
+
+
+def _random_states() -> dict[str, Any]:
+    """Return the states of the generators of Python, numpy and torch."""
+    states = {
+        'python': random.getstate(),
+        'numpy': np.random.get_state(),
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():  # kept on the host: no wait
+        states['cuda'] = torch.cuda.get_rng_state()
+    return states
+
+
+def _bad_losses(batch: dict[str, Any]) -> list[str]:
+    """Return the names of losses that are not finite."""
     return [
         name
-        for name, value in losses.items()
+        for name, value in batch['losses'].items()
         if 'loss' in name and not value.isfinite().all()
     ]
-
-
-def _image_ids(batch: Any) -> list[Any]:
-    samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
-    return [sample.get('img_id') for sample in samples]
 
 
 def _forget_last(history: HistoryBuffer | None) -> None:

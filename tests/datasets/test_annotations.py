@@ -8,7 +8,6 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from helpers.small_coco import (
     Change,
     change,
     content,
+    evaluate,
+    found_in,
     load,
     logged,
     spoil,
@@ -27,7 +28,6 @@ from helpers.small_coco import (
     write_annotations,
 )
 from mmdet.datasets import CocoDataset
-from mmdet.evaluation import CocoMetric
 from mmengine.registry import init_default_scope
 
 from lors_det.datasets.annotations import is_inside
@@ -42,29 +42,6 @@ def boxes(dataset: CocoDataset) -> dict[int, list[list[float]]]:
     """Boxes of every image, by its id."""
     infos = map(dataset.get_data_info, range(len(dataset)))
     return {i['img_id']: [b['bbox'] for b in i['instances']] for i in infos}
-
-
-def evaluate(metric: CocoMetric, samples: list[dict[str, Any]]) -> Any:
-    metric.dataset_meta = {'classes': small_coco.CLASSES}
-    metric.process({}, samples)
-    return metric.evaluate(len(samples))
-
-
-def found_in(images: Iterable[int | str]) -> list[dict[str, Any]]:
-    """Five detections in each of the images, of 40 x 30 pixels."""
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for image in images:
-        corner = torch.rand(5, 2, generator=generator) * 10
-        boxes = {
-            'bboxes': torch.cat([corner, corner + 12], dim=1),
-            'scores': torch.rand(5, generator=generator),
-            'labels': torch.arange(5) % 2,
-        }
-        samples.append(
-            {'img_id': image, 'ori_shape': (30, 40), 'pred_instances': boxes}
-        )
-    return samples
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])
@@ -312,31 +289,6 @@ def test_nonsense_is_refused_or_used_but_never_a_traceback(
 )  # fmt: skip
 def test_file_names_stay_below_their_folder(name: str, inside: bool) -> None:
     assert is_inside(name) == inside
-
-
-def test_it_is_mmdets_metric_where_the_id_0_counts(root: Path) -> None:
-    """pycocotools takes what is matched to it for unmatched."""
-    path = str(root / 'ann.json')
-
-    def score(kind: type[CocoMetric]) -> Any:
-        return evaluate(kind(ann_file=path), found_in(range(1, 5)))
-
-    expected = score(CocoMetric)
-    assert expected['coco/bbox_mAP_50'] > 0
-    assert score(CheckedCocoMetric) == expected
-    spoil(root, *(change('annotations', i, id=i) for i in range(8)))
-    assert score(CheckedCocoMetric) == expected
-    assert score(CocoMetric) != expected
-
-
-def test_unreadable_images_have_no_detections(root: Path) -> None:
-    metric = CheckedCocoMetric(ann_file=str(root / 'ann.json'))
-    metric.dataset_meta = {'classes': small_coco.CLASSES}
-    samples = found_in([1, 2])
-    samples[0]['unreadable'] = 'missing image'
-    metric.process({}, samples)
-    assert [len(found['bboxes']) for _, found in metric.results] == [0, 5]
-    assert len(samples[0]['pred_instances']['scores']) == 0
 
 
 def test_ids_that_are_text(root: Path) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -123,3 +125,27 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
 
 def load(root: Path, **changes: Any) -> CheckedCocoDataset:
     return CheckedCocoDataset(**config(root, **changes))
+
+
+def evaluate(metric: CocoMetric, samples: list[dict[str, Any]]) -> Any:
+    """AP of detections, by name."""
+    metric.dataset_meta = {'classes': CLASSES}
+    metric.process({}, samples)
+    return metric.evaluate(len(samples))
+
+
+def found_in(images: Iterable[int | str]) -> list[dict[str, Any]]:
+    """Five detections in each of the images, of 40 x 30 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for image in images:
+        corner = torch.rand(5, 2, generator=generator) * 10
+        boxes = {
+            'bboxes': torch.cat([corner, corner + 12], dim=1),
+            'scores': torch.rand(5, generator=generator),
+            'labels': torch.arange(5) % 2,
+        }
+        samples.append(
+            {'img_id': image, 'ori_shape': (30, 40), 'pred_instances': boxes}
+        )
+    return samples

@@ -77,6 +77,7 @@ def toy_runner(
     work_dir: Path,
     loop: str = 'epochs',
     workers: int = 0,
+    batch_size: int | None = 3,
     hooks: list[Hook] | None = None,
     checkpoint: dict[str, Any] | None = None,
     **changes: Any,
@@ -89,7 +90,7 @@ def toy_runner(
         train_cfg=LOOPS[loop]['train_cfg'],
         train_dataloader=dict(
             dataset=Noise(),
-            batch_size=3,
+            batch_size=batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
             sampler=dict(type=LOOPS[loop]['sampler'], shuffle=True),

@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_flipped_bit_is_found_or_harmless(checkpoint: Path) -> None:
+def test_all_damage_is_found_or_harmless(checkpoint: Path) -> None:
     assert find_damage(checkpoint) is None
     whole, expected = checkpoint.read_bytes(), torch.load(checkpoint)
     chance = random.Random(0)
@@ -43,22 +43,14 @@ def test_every_flipped_bit_is_found_or_harmless(checkpoint: Path) -> None:
         content = bytearray(whole)
         content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         checkpoint.write_bytes(content)
-        if find_damage(checkpoint) is not None:
-            found += 1
-            with pytest.raises(UsageError, match=r'iter_1.pth is damaged'):
-                load_checkpoint(checkpoint)
-            continue
         try:
             loaded = load_checkpoint(checkpoint)
         except UsageError:
-            continue  # torch reads what zipfile does not need
+            found += find_damage(checkpoint) is not None
+            continue
         assert str(loaded) == str(expected)
         assert torch.equal(loaded['weight'], expected['weight'])
     assert found > 100
-
-
-def test_every_cut_is_found(checkpoint: Path) -> None:
-    whole = checkpoint.read_bytes()
     for length in range(0, len(whole), 97):
         checkpoint.write_bytes(whole[:length])
         with pytest.raises(UsageError, match=r'iter_1\.pth'):
@@ -167,9 +159,11 @@ def test_another_branch_of_a_run_is_not_found_again(tmp_path: Path) -> None:
 FITS = {'weight': torch.ones(1, 4), 'bias': torch.ones(1)}
 NAN = {**FITS, 'bias': torch.full((1,), math.nan)}
 RUN = {'epoch': 0, 'iter': 3}
+ALL = 'resume test load_from'
+NO_RUN = 'holds weights, but not the state of a run'
 
 
-@pytest.mark.parametrize('purpose', ['resume', 'test', 'load_from'])
+@pytest.mark.parametrize('purpose', ALL.split())
 @pytest.mark.parametrize(
     ('state', 'meta', 'refused', 'said'),
     [
@@ -177,26 +171,16 @@ RUN = {'epoch': 0, 'iter': 3}
         ({f'module.{k}': v for k, v in FITS.items()}, RUN, '', ''),
         ({**FITS, 'more': torch.ones(1)}, RUN, '', 'not used: 1 (more)'),
         (NAN, RUN, '', 'weights that are not finite: 1 (bias)'),
-        ({}, RUN, 'resume test load_from', 'none of its 0 weights fits'),
-        ([], RUN, 'resume test load_from', 'none of its 0 weights fits'),
-        (
-            {'other.weight': torch.ones(1)}, RUN, 'resume test load_from',
-            'fits the model, which has 2 (weight, bias)',
-        ),
-        (
-            {'weight': torch.ones(1, 4)}, RUN, 'resume test',
-            'lacks weights of the model, or has them in another shape: '
-            '1 (bias)',
-        ),
-        (
-            {**FITS, 'weight': torch.ones(1, 3)}, RUN, 'resume test',
-            'in another shape: 1 (weight)',
-        ),
-        (FITS, {}, 'resume', 'holds weights, but not the state of a run'),
-        (
-            FITS, {'epoch': 'x', 'iter': -1}, 'resume',
-            'holds weights, but not the state of a run',
-        ),
+        ({}, RUN, ALL, 'none of its 0 weights fits'),
+        ([], RUN, ALL, 'none of its 0 weights fits'),
+        ({'other.weight': torch.ones(1)}, RUN, ALL,
+         'fits the model, which has 2 (weight, bias)'),
+        ({'weight': torch.ones(1, 4)}, RUN, 'resume test',
+         'lacks weights of the model, or has them in another shape: 1 (bias)'),
+        ({**FITS, 'weight': torch.ones(1, 3)}, RUN, 'resume test',
+         'in another shape: 1 (weight)'),
+        (FITS, {}, 'resume', NO_RUN),
+        (FITS, {'epoch': 'x', 'iter': -1}, 'resume', NO_RUN),
     ],
 )  # fmt: skip
 def test_what_is_loaded_has_to_fit(
@@ -218,13 +202,14 @@ def test_what_is_loaded_has_to_fit(
     else:
         load_strictly(model, checkpoint, 'a.pth', purpose)
         assert torch.equal(model.weight, FITS['weight']) == (
-            state.get('weight', NAN['bias']).shape != (1, 3)
+            said != 'in another shape: 1 (weight)'
         )
-        if meta != RUN:
-            said = ''
+        said = '' if said == NO_RUN else said
     assert len(lines) == bool(said)
-    assert all(said in line and 'a.pth' in line for line in lines)
-    assert not any('\n' in line for line in lines)
+    for line in lines:
+        assert said in line
+        assert 'a.pth' in line
+        assert '\n' not in line
 
 
 def test_a_run_knows_what_it_loads_for(tmp_path: Path) -> None:

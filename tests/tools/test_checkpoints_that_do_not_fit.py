@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +43,14 @@ def state() -> State:
     return dict(model.state_dict())
 
 
-def renamed(state: State) -> State:
-    return {f'other.{key}': value for key, value in state.items()}
-
-
-def without_last(state: State) -> State:
-    return dict(list(state.items())[:-1])
-
-
-def of_another_shape(state: State) -> State:
-    last = list(state)[-1]
-    return {**state, last: state[last].new_zeros(3, 3, 3)}
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda state: {}, r'none of its 0 weights fits the model'),
-        (renamed, r'none of its \d+ weights fits the model'),
-        (without_last, r'lacks weights of the model, .*: 1 \(\S+\)'),
-        (of_another_shape, r'in another shape: 1 \(\S+\)'),
-    ],
-)
 @pytest.mark.parametrize('tool', ['test', 'train'])
-def test_refused_in_one_line(
-    tool: str,
-    change: Callable[[State], State],
-    message: str,
-    state: State,
-    tmp_path: Path,
-) -> None:
+def test_refused_in_one_line(tool: str, state: State, tmp_path: Path) -> None:
     path = tmp_path / 'iter_3.pth'
-    meta = {'epoch': 0, 'iter': 3}
-    torch.save({'state_dict': change(state), 'meta': meta}, path)
+    last = list(state)[-1]
+    state = {key: value for key, value in state.items() if key != last}
+    torch.save({'state_dict': state, 'meta': {'epoch': 0, 'iter': 3}}, path)
     arguments = ['--resume'] if tool == 'train' else []
+    message = rf'lacks weights of the model, .*: 1 \({re.escape(last)}\)$'
     with pytest.raises(SystemExit, match=message) as caught:
         run(tool, *arguments, path, '--work-dir', tmp_path / 'run')
     assert '\n' not in str(caught.value)
