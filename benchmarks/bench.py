@@ -71,7 +71,7 @@ class Bench:
             way: See `benchmarks.cases.Variant`.
 
         Returns:
-            A call without arguments; it gives what `forward` gives.
+            A call without arguments that returns the result of `forward`.
         """
 
         def forward() -> Outputs:
@@ -123,14 +123,7 @@ class Bench:
             return [x for s in stages for x in (s.cls_logits, s.bboxes)]
 
     def results(self, call: Call) -> dict[str, Tensor]:
-        """Run a call of this bench once.
-
-        Args:
-            call: What `call` returned.
-
-        Returns:
-            Outputs, and gradients of all weights and inputs that have one.
-        """
+        """Run a call; return outputs, and all gradients that there are."""
         found = {f'output {i}': x.detach() for i, x in enumerate(call())}
         leaves = {**dict(self.decoder.named_parameters()), **self.inputs}
         for name, x in leaves.items():
@@ -145,12 +138,7 @@ class Bench:
 
 
 def build_decoder(case: Case, model: str) -> AdaMixerDecoder:
-    """Build a decoder that has no weight left at an initial zero.
-
-    Args:
-        case: Shape, mode and type.
-        model: See `benchmarks.cases.Variant`.
-    """
+    """Build a decoder that has no weight left at an initial zero."""
     decoder = AdaMixerDecoder(**case.settings(model))
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-CONFIG_DIR = Path(__file__).parents[1] / 'configs' / '_base_' / 'models'
+CONFIG_DIR = Path(__file__).parents[1] / 'configs'
 PARTS = ('mixing', 'decoder')
 MODES = ('forward', 'train')
 DTYPES = ('float32', 'bfloat16')
@@ -102,23 +101,19 @@ class Case:
         Args:
             model: See `Variant`.
         """
-        lors = decoder_settings('../../lors/lors-adamixer_r50_1x_coco.py')
+        lors = decoder_settings('lors/lors-adamixer_r50_1x_coco.py')
         kernels = lors['stacks']['mixing_kernels']
         kernels['rank'] = self.rank
         if self.num_param_groups is not None:
             kernels['num_param_groups'] = self.num_param_groups
         stacks = {} if model.startswith('dense') else lors['stacks']
-        dense = decoder_settings('adamixer_r50.py')
+        dense = decoder_settings('_base_/models/adamixer_r50.py')
         found = dense if model in ('dense', 'lors-g4') else lors
         return {**found, 'stacks': stacks, 'num_stages': self.stages}
 
 
 def decoder_settings(name: str) -> dict[str, Any]:
-    """Read the decoder's settings from a base config.
-
-    Args:
-        name: File name of the config.
-    """
+    """Read the decoder's settings from a config, by its name in configs/."""
     settings = Config.fromfile(CONFIG_DIR / name).model.decoder.to_dict()
     del settings['type']
     return dict(settings)
@@ -148,40 +143,3 @@ COMPARED = (
         'lors-compiled', 'dense', 'lors', 'reference'),
            device='cuda', dtype=dtype, rounds=50) for dtype in DTYPES),
 )  # fmt: skip
-
-#: Field of the case, mode and values of each sweep.
-SWEEPS: dict[str, tuple[str, str, tuple[int, ...]]] = {
-    'batch': ('batch', 'train', (1, 4, 16)),
-    'queries': ('queries', 'train', (50, 100, 300)),
-    'stages': ('stages', 'train', (1, 3, 6, 12)),
-    'rank': ('rank', 'forward', (4, 8, 16, 32, 64)),
-    'K': ('num_param_groups', 'forward', (1, 2, 3, 4)),
-}
-
-
-def preset(name: str, device: str | None) -> Iterator[tuple[str | None, Case]]:
-    """List the cases of a preset.
-
-    Args:
-        name: ``compare`` or ``sweeps``.
-        device: Where to run. None is the CPU for sweeps, and for comparisons
-            the device that each case names.
-
-    Returns:
-        Pairs of the swept axis, if any, and the case.
-    """
-    if name == 'compare':
-        for case in COMPARED:
-            if device is None or case.device == device.split(':')[0]:
-                yield None, replace(case, device=device or case.device)
-        return
-    for axis, (field, mode, values) in SWEEPS.items():
-        base = Case(
-            'mixing', mode, ('dense', 'reference', 'lors'),
-            device=device or 'cpu', rounds=5,
-            # Half of the stages save time where the axis grows large.
-            stages=3 if axis in ('batch', 'queries') else Case.stages,
-        )  # fmt: skip
-        for value in values:
-            changes: dict[str, Any] = {field: value}
-            yield axis, replace(base, **changes)

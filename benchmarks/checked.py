@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench import Bench, Call
 from benchmarks.cases import VARIANTS, Case, Variant
 from lors_det.analysis import timing
+from lors_det.analysis.costs import flop_counter
 
 #: Largest error of an output and of a gradient: the norm of the difference
 #: over the norm. Gradients jump where rounding moves a point to another cell
@@ -82,12 +82,7 @@ def multiply_adds(case: Case, variant: Variant) -> int:
     """
     on_meta = replace(case, device='meta', dtype='float32')
     call = Bench.build(on_meta, variant.model).call(_eager(variant.way))
-    formulas = {
-        # Added in place, which torch's counter skips.
-        torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a.numel() * b[-1]
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with counter:
+    with flop_counter() as counter:
         call()
     return int(counter.get_total_flops()) // 2
 

@@ -94,14 +94,7 @@ def bucket_sizes(model: nn.Module) -> list[int]:
 
 
 def measure(paths: Iterable[str]) -> dict[str, list[int]]:
-    """Measure the models of configs.
-
-    Args:
-        paths: Config files.
-
-    Returns:
-        `bucket_sizes` by the name of the config.
-    """
+    """Return the `bucket_sizes` of the models of configs, by their name."""
     register_all_modules()
     return {
         Path(path).stem: bucket_sizes(

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from benchmarks.cases import DTYPES, MODES, PARTS, VARIANTS, Case, preset
+from benchmarks.cases import COMPARED, DTYPES, MODES, PARTS, VARIANTS, Case
 from benchmarks.checked import WrongResult, run_case
-from benchmarks.document import PRESETS, machine, render, tables, write_results
+from benchmarks.document import machine, render, tables, write_results
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.analysis.benchmark import check_device
 from lors_det.errors import UsageError
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.set_num_threads(args.threads)
         print(machine())
         results = []
-        for axis, case in cases:
+        for case in cases:
             if case.device != 'cpu' and not torch.cuda.is_available():
                 print(f'\nnot measured, torch finds no GPU: {case.label}')
                 continue
-            results.append({**run_case(case), 'sweep': axis})
+            results.append(run_case(case))
             print(f'\n{tables(results[-1:])}', flush=True)
             if args.out:
-                write_results(args.out, args.preset, results)
+                write_results(args.out, results)
     except (UsageError, WrongResult) as error:
         raise SystemExit(f'error: {error}') from None
 
@@ -74,12 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--image-size', type=int, nargs=2, metavar=('H', 'W'))
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        '--preset', choices=PRESETS, help='measure what the document shows'
+        '--compare',
+        action='store_true',
+        help='measure what the document shows',
     )
     what.add_argument(
-        '--render', nargs='+', type=Path, metavar='FILE.json',
-        help='write results of presets into the document instead',
-    )  # fmt: skip
+        '--render',
+        nargs='+',
+        type=Path,
+        metavar='FILE.json',
+        help='write results of --compare into the document instead',
+    )
     parser.add_argument('--document', type=Path, default=DOCUMENT)
     parser.add_argument('--device', help='cpu by default')
     parser.add_argument('--threads', type=int)
@@ -88,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cases(args: argparse.Namespace) -> list[tuple[str | None, Case]]:
-    """List the cases to run, each with the axis if it is swept.
+def _cases(args: argparse.Namespace) -> list[Case]:
+    """List the cases to run.
 
     Raises:
         UsageError: If the command line makes no sense.
@@ -105,18 +110,19 @@ def _cases(args: argparse.Namespace) -> list[tuple[str | None, Case]]:
         for name, value in vars(args).items()
         if name in FIELDS and value is not None
     }
-    if not args.preset:
-        default = Case('mixing', 'forward', ('dense', 'reference', 'lors'))
-        case = replace(default, **given)
-        _check(case)
-        return [(None, case)]
-    own = sorted(given.keys() - {'device', 'rounds'})
-    if own:
-        raise UsageError(f'--preset {args.preset}: has its own {own}')
-    return [
-        (axis, replace(case, rounds=args.rounds or case.rounds))
-        for axis, case in preset(args.preset, args.device)
-    ]
+    if args.compare:
+        own = sorted(given.keys() - {'device', 'rounds'})
+        if own:
+            raise UsageError(f'--compare: has its own {own}')
+        return [
+            replace(case, **given)
+            for case in COMPARED
+            if case.device == (args.device or case.device).split(':')[0]
+        ]
+    case = Case('mixing', 'forward', ('dense', 'reference', 'lors'))
+    case = replace(case, **given)
+    _check(case)
+    return [case]
 
 
 def _check(case: Case) -> None:

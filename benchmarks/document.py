@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import SWEEPS
 from lors_det.analysis.tables import ascii_table, markdown_table
 from lors_det.analysis.timing import Spread, ratio
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, write_between_marks
 
-PRESETS = ('compare', 'sweeps')
-BEGIN = '<!-- {}: python -m benchmarks.decoder --render writes from here -->\n'
-END = '<!-- {}: to here -->\n'
+BEGIN = '<!-- python -m benchmarks.decoder --render writes from here -->\n'
+END = '<!-- to here -->\n'
 HEADER = [
     'variant', 'time', 'multiply-adds', 'peak memory', 'ms', 'GMACs',
     'peak MB', 'error',
@@ -44,17 +42,9 @@ def machine() -> str:
     return ', '.join(words)
 
 
-def write_results(
-    path: Path, preset: str | None, results: Sequence[Result]
-) -> None:
-    """Write results as JSON.
-
-    Args:
-        path: The file.
-        preset: What was run; None for a case of the user's own.
-        results: Of the cases.
-    """
-    found = {'preset': preset, 'machine': machine(), 'results': results}
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results of `benchmarks.checked.run_case` as JSON."""
+    found = {'machine': machine(), 'results': results}
     atomic_write(path, json.dumps(found, indent=1) + '\n')
 
 
@@ -62,65 +52,42 @@ def render(files: Iterable[Path], document: Path) -> None:
     """Rewrite the tables of a document.
 
     Args:
-        files: Results of presets; those of one preset on several machines
-            follow each other.
+        files: Results of one machine each, in the order of the document.
         document: Markdown with the marks.
 
     Raises:
-        UsageError: If a file is no result of a preset, or the document lacks
-            the marks.
+        UsageError: If a file holds no results, or the document lacks the
+            marks.
     """
-    blocks: dict[str, list[str]] = {}
+    blocks = []
     for file in files:
         try:
             data = json.loads(file.read_text())
             text = tables(data['results'], markdown_table)
-            text = f'Measured on: {data["machine"]}.\n\n{text}'
-            blocks.setdefault(data['preset'], []).append(text)
+            blocks.append(f'Measured on: {data["machine"]}.\n\n{text}\n\n')
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(
                 f'--render {file}: expected a file that --out wrote '
                 f'({error!r})'
             ) from None
-    if not set(blocks) <= set(PRESETS):
-        raise UsageError('--render: expected results of --preset only')
-    for name, parts in blocks.items():
-        text = '\n\n'.join(parts)
-        begin, end = BEGIN.format(name), END.format(name)
-        write_between_marks(document, begin, end, f'\n{text}\n\n')
+    write_between_marks(document, BEGIN, END, '\n' + ''.join(blocks))
 
 
 def tables(results: Sequence[Result], table: Table = ascii_table) -> str:
-    """Lay results out: a table for each case, and one for each sweep.
+    """Write a table for each case.
 
     Args:
-        results: What `benchmarks.checked.run_case` returned, some with the
-            swept axis in ``sweep``.
+        results: Of `benchmarks.checked.run_case`.
         table: How to lay out a table.
     """
-    parts = []
-    for result in results:
-        if result.get('sweep') is None:
-            parts += [f'**{result["label"]}**', table([HEADER, *rows(result)])]
-    for axis, (field, _, _) in SWEEPS.items():
-        points = [r for r in results if r.get('sweep') == axis]
-        if points:
-            parts.append(f'**{axis}**: {points[0]["label"]}, and so on')
-            lines = [
-                [str(point['case'][field]), *row]
-                for point in points
-                for row in rows(point)
-            ]
-            parts.append(table([[axis, *HEADER], *lines]))
-    return '\n\n'.join(parts)
+    return '\n\n'.join(
+        f'**{result["label"]}**\n\n{table([HEADER, *rows(result)])}'
+        for result in results
+    )
 
 
 def rows(result: Result) -> list[list[str]]:
-    """Return one row for each variant; ratios are against the first.
-
-    Args:
-        result: Of a case.
-    """
+    """Return one row for each variant; ratios are against the first."""
     first = next(iter(result['variants'].values()))
     lines = []
     for name, found in result['variants'].items():

@@ -267,7 +267,10 @@ def test_test_dev_is_format_only() -> None:
     assert not cfg.val_evaluator.format_only
 
 
-@pytest.mark.parametrize('name', [*list(EXPECTED)[:2], DEMO])
+@pytest.mark.parametrize(
+    'name',
+    [*list(EXPECTED)[:2], DEMO, 'lors_detr/lors-detr_r50_8xb2-150e_coco.py'],
+)
 def test_dumped_and_reloaded(name: str, tmp_path: Path) -> None:
     cfg = load(name)
     cfg.dump(tmp_path / 'config.py')

@@ -13,13 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import golden_decoders, golden_detectors, golden_modules
-from helpers.golden_files import (
-    BOUNDS,
-    Check,
-    Golden,
-    dtype_name,
-    golden_files,
-)
+from helpers.golden_files import BOUNDS, Check, Golden, golden_files
 
 from lors_det.lors import StackedLinear
 
@@ -57,33 +51,24 @@ def checks() -> list[tuple[Path, Check]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ('path', 'check', 'dtype'),
-    [
-        pytest.param(
-            path,
-            check,
-            dtype,
-            id=f'{path.stem}-{check.__name__}-{dtype_name(dtype)}',
-        )
+def cases(*kinds: str) -> list[object]:
+    """Parameters for pytest: the checks of files of these kinds."""
+    return [
+        pytest.param(path, check, id=f'{path.stem}-{check.__name__}')
         for path, check in checks()
-        for dtype in BOUNDS
-    ],
-)
+        if path.stem.startswith(kinds or '')
+    ]
+
+
+@pytest.mark.parametrize(('path', 'check'), cases())
+@pytest.mark.parametrize('dtype', BOUNDS, ids=str)
 def test_golden(path: Path, check: Check, dtype: torch.dtype) -> None:
     golden = Golden.load(path, dtype)
     for comparison in check(golden):
         comparison.check(golden.bounds())
 
 
-@pytest.mark.parametrize(
-    ('path', 'check'),
-    [
-        pytest.param(path, check, id=f'{path.stem}-{check.__name__}')
-        for path, check in checks()
-        if path.stem.startswith(('mixing_lors', 'decoder_'))
-    ],
-)
+@pytest.mark.parametrize(('path', 'check'), cases('mixing_lors', 'decoder_'))
 @pytest.mark.parametrize('unmerged', [False, True])
 def test_every_path_is_equal(
     unmerged: bool, path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +81,4 @@ def test_every_path_is_equal(
             unmerged and str(layer) in self.private_A
         ),
     )
-    golden = Golden.load(path, torch.float32)
-    for comparison in check(golden):
-        comparison.check(golden.bounds())
+    test_golden(path, check, torch.float32)

@@ -20,7 +20,6 @@ from helpers.lors_detr_table import (
 )
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -169,10 +168,3 @@ def test_a_copy_initialises_itself() -> None:
 def test_wrong_stacks_are_named() -> None:
     with pytest.raises(ValueError, match=r"'decoder\.layer' matches no list"):
         MODELS.build(small_detr(stacks={'decoder.layer': {'ffn': {}}}))
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_config_survives_a_dump(name: str, tmp_path: Any) -> None:
-    cfg = load(name)
-    cfg.dump(tmp_path / 'config.py')
-    assert Config.fromfile(tmp_path / 'config.py').to_dict() == cfg.to_dict()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.benchmark import Options, build, measure, table
-from lors_det.analysis.tables import names_of
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
@@ -48,12 +47,11 @@ def main():
     target = args.pop('json')
     with OneLineErrors():
         options = Options(**args)
-        names = names_of(paths)
-        if len(set(names)) < len(names):
+        if len(set(paths)) < len(paths):
             raise UsageError('CONFIG: one is named twice')
         models = {
-            name: build(name, load_config(path).model, options)
-            for name, path in zip(names, paths, strict=True)
+            path: build(path, load_config(path).model, options)
+            for path in paths
         }
         results = measure(models, options)
         print(table(results, options))

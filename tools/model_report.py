@@ -13,7 +13,6 @@ from lors_det.analysis.tables import (
     ascii_table,
     format_reports,
     markdown_table,
-    names_of,
 )
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.launch import load_config
@@ -41,10 +40,10 @@ def main():
     )
     args = parser.parse_args()
     reports = {}
-    for name, path in zip(names_of(args.configs), args.configs, strict=True):
+    for path in args.configs:
         with OneLineErrors() as errors:
             errors.cfg = load_config(path)
-            reports[name] = report(errors.cfg.model)
+            reports[path] = report(errors.cfg.model)
     if args.json:
         data = {name: asdict(found) for name, found in reports.items()}
         print(json.dumps(data, indent=2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Behind tools/benchmark.py: whole detectors side by side, part by part."""
+"""Time whole detectors side by side, part by part: tools/benchmark.py."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.benchmark import timer
 
-from lors_det.adamixer.detector import sizes_of
-from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.analysis import timing
-from lors_det.analysis.random_batch import random_batch
 from lors_det.analysis.tables import ascii_table
 from lors_det.errors import UsageError
 
+NUM_BOXES = 5  # of an image
 Result = dict[str, Any]
 
 
@@ -80,74 +80,6 @@ def check_device(device: str) -> None:
         raise UsageError(f'--device {device}: torch finds no GPU')
 
 
-class Subject:
-    """A detector that is measured on random images with a few random boxes.
-
-    Args:
-        model: An `AdaMixer`, on its device.
-        options: How to measure it.
-    """
-
-    def __init__(self, model: Any, options: Options) -> None:
-        self.model = model
-        self.options = options
-        self.batch = random_batch(
-            options.batch_size,
-            options.image_size,
-            model.decoder.num_classes,
-            seed=0,
-        )
-
-    def run(self, done: Callable[[str], object] = lambda part: None) -> None:
-        """Train or predict on the batch once, as the detector does.
-
-        Args:
-            done: Called with the name of each part when it is done.
-        """
-        model, train = self.model, self.options.train
-        model.zero_grad(set_to_none=True)
-        with torch.set_grad_enabled(train), self._autocast():
-            data = model.data_preprocessor(self.batch, train)
-            images, samples = data['inputs'], data['data_samples']
-            feats = model.backbone(images)
-            done('backbone')
-            feats = model.neck(feats)
-            done('neck')
-            sizes = sizes_of(images, samples)
-            stages = model.decoder(feats, *model.queries(sizes))
-            done('decoder')
-            if not train:
-                top = select_topk(stages[-1], model.max_per_img)
-                to_instances(*top, [s.scale_factor for s in samples])
-                done('post-processing')
-                return
-            truth = [sample.gt_instances for sample in samples]
-            boxes = [instances.bboxes for instances in truth]
-            labels = [instances.labels for instances in truth]
-            losses = model.criterion(stages, boxes, labels, sizes)
-            done('criterion')
-        model.parse_losses(losses)[0].backward()
-        done('backward')
-
-    def part_seconds(self) -> dict[str, float]:
-        """Run with a wait for the device after each part.
-
-        Returns:
-            Seconds by the name of the part.
-        """
-        times = {'start': timer()}
-        self.run(lambda part: times.update({part: timer()}))
-        return {
-            part: end - start
-            for (_, start), (part, end) in pairwise(times.items())
-        }
-
-    def _autocast(self) -> torch.autocast:
-        device, amp = self.options.device.split(':')[0], self.options.amp
-        dtype = getattr(torch, amp or 'bfloat16')
-        return torch.autocast(device, dtype, enabled=amp is not None)
-
-
 def build(
     name: str, model_cfg: Mapping[str, Any], options: Options
 ) -> nn.Module:
@@ -178,7 +110,7 @@ def build(
 def measure(
     models: Mapping[str, nn.Module], options: Options
 ) -> dict[str, Result]:
-    """Measure detectors in alternating rounds.
+    """Measure detectors on random images, in alternating rounds.
 
     Args:
         models: By name, on their device.
@@ -186,20 +118,26 @@ def measure(
 
     Returns:
         By name: ``seconds`` of every round for a whole batch; ``parts``, the
-        same by part, from runs of their own; ``peak_bytes`` beyond the
-        weights, None for compiled code on a CPU, which hides its memory.
+        same by part, timed in other runs and not for compiled models;
+        ``peak_bytes`` beyond the weights, None for compiled code on a CPU,
+        whose memory cannot be counted.
     """
-    subjects = {name: Subject(m, options) for name, m in models.items()}
-    seconds = timing.measure(
-        {name: subject.run for name, subject in subjects.items()},
-        options.repeats,
-    )
+    calls = {
+        name: partial(_run, model, _random_batch(model, options), options)
+        for name, model in models.items()
+    }
+    seconds = timing.measure(calls, options.repeats)
     found = {}
-    for name, subject in subjects.items():
-        rounds = [subject.part_seconds() for _ in range(options.repeats)]
+    for name, call in calls.items():
+        rounds: list[dict[str, float]] = [{}]
+        if not options.compile:
+            rounds = [
+                _part_seconds(models[name], call, options.train)
+                for _ in range(options.repeats)
+            ]
         peak = None
         if not (options.compile and options.device == 'cpu'):
-            peak = timing.peak_bytes(subject.run, options.device)
+            peak = timing.peak_bytes(call, options.device)
         found[name] = {
             'seconds': seconds[name],
             'parts': {p: [r[p] for r in rounds] for p in rounds[0]},
@@ -208,11 +146,65 @@ def measure(
     return found
 
 
+def _random_batch(model: Any, options: Options) -> dict[str, Any]:
+    """Draw images with boxes and labels, as a data loader returns them."""
+    number = options.batch_size
+    batch: dict[str, Any] = demo_mm_inputs(
+        number,
+        [(3, *options.image_size)] * number,
+        num_items=[NUM_BOXES] * number,
+        num_classes=model.decoder.num_classes + 1,
+    )
+    for sample in batch['data_samples']:
+        sample.gt_instances.labels -= 1  # they are drawn from 1
+    return batch
+
+
+def _run(model: Any, batch: dict[str, Any], options: Options) -> None:
+    """Compute the gradients, or the detections, of a batch."""
+    autocast = torch.autocast(
+        options.device.split(':')[0],
+        getattr(torch, options.amp or 'bfloat16'),
+        enabled=options.amp is not None,
+    )
+    model.zero_grad(set_to_none=True)
+    with torch.set_grad_enabled(options.train), autocast:
+        if not options.train:
+            model.test_step(batch)
+            return
+        data = model.data_preprocessor(batch, True)
+        losses = model(**data, mode='loss')
+    model.parse_losses(losses)[0].backward()
+
+
+def _part_seconds(
+    model: nn.Module, call: Callable[[], object], train: bool
+) -> dict[str, float]:
+    """Return the seconds of each part, with a wait for the device after it."""
+    times = {'start': timer()}
+
+    def note(part: str, *_: object) -> None:
+        times[part] = timer()
+
+    hooks = [
+        model.get_submodule(part).register_forward_hook(partial(note, part))
+        for part in ('backbone', 'neck', 'decoder', 'criterion')
+    ]
+    call()
+    note('backward' if train else 'post-processing')
+    for hook in hooks:
+        hook.remove()
+    return {
+        part: end - start
+        for (_, start), (part, end) in pairwise(times.items())
+    }
+
+
 def table(results: Mapping[str, Result], options: Options) -> str:
-    """Lay results out for a terminal; ratios are against the first.
+    """Write results as a table; ratios are against the first.
 
     Args:
-        results: What `measure` returns.
+        results: Result of `measure`.
         options: How they were measured.
     """
     first = next(iter(results.values()))

@@ -21,7 +21,6 @@ from lors_det.lors import count_parameters
 
 # A 1333 x 800 image, padded to a multiple of 32.
 INPUT_SIZE = (800, 1344)
-# A module's costs include those of the modules inside it.
 PARTS = (
     'backbone', 'neck', 'queries', 'decoder.attention', 'decoder.sampling',
     'decoder.mixing.channel', 'decoder.mixing.spatial',
@@ -96,13 +95,31 @@ def build_on_meta(model_cfg: Mapping[str, Any]) -> nn.Module:
             return MODELS.build(model_cfg).to('meta')
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter, with formulas for two operators it lacks."""
+
+    def baddbmm(_: Any, a: Sequence[int], b: Sequence[int], **__: Any) -> int:
+        """Count a product that is added in place: (m, k) times (k, n)."""
+        return 2 * math.prod(a) * b[-1]
+
+    def deform_conv(*shapes: Any, out_shape: Any, **_: Any) -> int:
+        """Count the plain convolution, without the interpolation."""
+        return 2 * math.prod(out_shape) * math.prod(shapes[1][1:])
+
+    formulas = {
+        torch.ops.aten.baddbmm_: baddbmm,
+        torch.ops.torchvision.deform_conv2d: deform_conv,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 def count_macs(model: nn.Module) -> dict[str, float]:
     """Count multiply-adds of a detector for one image of 1333 x 800 pixels.
 
-    Counted by torch's ``FlopCounterMode`` while the detector runs on the meta
-    device: every matrix product (also those with generated matrices),
-    convolution and attention. Not counted: deformable sampling and its
-    interpolation, norms, activations, and everything per element.
+    `flop_counter` counts while the detector runs on the meta device: every
+    matrix product (also those with generated matrices), convolution and
+    attention. Not counted: deformable sampling and its interpolation, norms,
+    activations, and everything per element.
 
     Args:
         model: A detector on the meta device.
@@ -110,15 +127,9 @@ def count_macs(model: nn.Module) -> dict[str, float]:
     Returns:
         Multiply-adds by the name of the module.
     """
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.torchvision.deform_conv2d: _deform_conv_flops
-        },
-    )
     model.eval()
     image = torch.empty(1, 3, *INPUT_SIZE, device='meta')
-    with torch.no_grad(), counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(image)
     root = type(model).__name__
     return {
@@ -126,17 +137,6 @@ def count_macs(model: nn.Module) -> dict[str, float]:
         for name, ops in counter.get_flop_counts().items()
         if name != 'Global'
     }
-
-
-def _deform_conv_flops(
-    images: Sequence[int],
-    weight: Sequence[int],
-    *_: Any,
-    out_shape: Sequence[int],
-    **__: Any,
-) -> int:
-    """Count those of the plain convolution, without the interpolation."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def report(model_cfg: Mapping[str, Any]) -> ModelReport:
@@ -159,35 +159,31 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
         )
     model = build_on_meta(model_cfg)
     state = model.state_dict().values()
-    total = sum(p.numel() for p in model.parameters())
+    sizes = [p.numel() for p in model.parameters()]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    stages = model.get_submodule('decoder')
-    dense_decoder = count_parameters(stages).dense_total
     return ModelReport(
         parts=_parts(model),
         trainable=trainable,
-        dense_decoder=dense_decoder,
-        checkpoint_bytes=sum(x.numel() * x.element_size() for x in state),
+        dense_decoder=count_parameters(
+            model.get_submodule('decoder')
+        ).dense_total,
+        checkpoint_bytes=sum(x.nbytes for x in state),
         checkpoint_bytes_half=sum(
-            x.numel() * (2 if x.is_floating_point() else x.element_size())
-            for x in state
+            x.nbytes // 2 if x.is_floating_point() else x.nbytes for x in state
         ),
-        training_bytes=4 * total + 3 * 4 * trainable,
+        training_bytes=4 * sum(sizes) + 3 * 4 * trainable,
         allreduce_bytes=4 * trainable,
     )
 
 
 def _parts(model: nn.Module) -> dict[str, Part]:
+    """Count the costs of all modules in `PARTS`, and of the model."""
     macs = count_macs(model)
     parts = {}
     for name in (*PARTS, ''):
-        count = count_parameters(model.get_submodule(name))
+        c = count_parameters(model.get_submodule(name))
         parts[name or 'model'] = Part(
-            shared=count.shared,
-            private=count.private,
-            dense=count.dense,
-            other=count.other,
-            total=count.total,
+            c.shared, c.private, c.dense, c.other, c.total,
             gmacs=macs.get(name, 0) / 1e9,
-        )
+        )  # fmt: skip
     return parts

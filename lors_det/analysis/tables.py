@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
@@ -51,59 +51,41 @@ def format_reports(
             'all-reduced per step',
         ]
     ]  # fmt: skip
+    header = [
+        'part', 'shared', 'private', 'dense', 'other', 'parameters', 'GMACs'
+    ]  # fmt: skip
     blocks = []
     for name, report in reports.items():
-        parts = [
-            ['part', 'shared', 'private', 'dense', 'other', 'parameters',
-             'GMACs']
-        ]  # fmt: skip
+        parts = [header]
         for key, part in report.parts.items():
             *counts, gmacs = astuple(part)
             parts.append([key, *(f'{n:,}' for n in counts), f'{gmacs:.2f}'])
         blocks += [name, table(parts)]
-        decoder = report.parts['decoder'].total
-        model = report.parts['model']
+        decoder, model = report.parts['decoder'], report.parts['model']
+        full, half, state, gradients = (
+            f'{size / 1e6:.1f} MB'
+            for size in (
+                report.checkpoint_bytes, report.checkpoint_bytes_half,
+                report.training_bytes, report.allreduce_bytes,
+            )
+        )  # fmt: skip
         comparison.append(
             [
                 name,
-                millions(decoder),
-                millions(model.total),
-                change(decoder, first['decoder'].total),
-                change(model.total, first['model'].total),
-                change(decoder, report.dense_decoder),
+                f'{decoder.total / 1e6:.1f} M',
+                f'{model.total / 1e6:.1f} M',
+                _change(decoder.total, first['decoder'].total),
+                _change(model.total, first['model'].total),
+                _change(decoder.total, report.dense_decoder),
                 f'{model.gmacs:.1f}',
-                f'{megabytes(report.checkpoint_bytes)} / '
-                f'{megabytes(report.checkpoint_bytes_half)}',
-                megabytes(report.training_bytes),
-                megabytes(report.allreduce_bytes),
+                f'{full} / {half}',
+                state,
+                gradients,
             ]
         )
     return '\n\n'.join([*blocks, table(comparison), LEGEND])
 
 
-def millions(count: int) -> str:
-    """Write a number of parameters: ``35.3 M``."""
-    return f'{count / 1e6:.1f} M'
-
-
-def megabytes(count: int) -> str:
-    """Write a number of bytes: ``239.7 MB``, of 10^6 bytes."""
-    return f'{count / 1e6:.1f} MB'
-
-
-def change(value: float, reference: float) -> str:
+def _change(value: float, reference: float) -> str:
     """Write a relative change: ``-67.9 %``."""
     return f'{100 * (value / reference - 1):+.1f} %'
-
-
-def names_of(paths: Sequence[str]) -> list[str]:
-    """Return short names of config files; whole paths where two are equal.
-
-    Args:
-        paths: Paths of config files.
-    """
-    stems = [path.rsplit('/', 1)[-1].removesuffix('.py') for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else path
-        for stem, path in zip(stems, paths, strict=True)
-    ]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
+from torch.utils.weak import WeakIdKeyDictionary
 
 Call = Callable[[], object]
 
@@ -114,9 +114,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.live = 0
         self.peak = 0
-        self._known: set[int] = set()
+        # A storage is one object as long as its memory lives.
+        self._sizes: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -124,24 +124,12 @@ class LiveBytes(TorchDispatchMode):
         """Run an operator, then count what is new in its result."""
         kwargs = kwargs or {}
         for storage in _storages([*args, *kwargs.values()]):
-            self._follow(storage, 0)  # was there before
+            self._sizes.setdefault(storage, 0)  # was there before
         result = func(*args, **kwargs)
         for storage in _storages(result):
-            self._follow(storage, storage.nbytes())
+            self._sizes.setdefault(storage, storage.nbytes())
+        self.peak = max(self.peak, sum(self._sizes.values()))
         return result
-
-    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
-        key = id(storage)  # the same object as long as the memory lives
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:

@@ -13,7 +13,7 @@ import yaml
 from mmengine.config import Config
 
 from lors_det.analysis.costs import ModelReport, report
-from lors_det.analysis.tables import markdown_table, millions
+from lors_det.analysis.tables import markdown_table
 from lors_det.errors import UsageError
 from lors_det.files import check_file
 
@@ -110,8 +110,8 @@ def _row(
         SCHEDULES[schedule[1]] if schedule else '',
         _stack(stacks.get('mixing_kernels')),
         _stack(stacks.get('mixing_out_proj')),
-        millions(parts['decoder'].total).removesuffix(' M'),
-        millions(parts['model'].total).removesuffix(' M'),
+        f'{parts["decoder"].total / 1e6:.1f}',
+        f'{parts["model"].total / 1e6:.1f}',
         f'{parts["model"].gmacs:.1f}',
         str((entry.get('Metadata') or {}).get('Published box AP', '')),
         ', '.join(str(m['box AP']) for m in metrics if 'box AP' in m),

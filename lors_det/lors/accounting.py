@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lors_det.lors.stacks import AdaptiveStack, Stack, StackedLinear
+from lors_det.lors.stacks import PARTS, AdaptiveStack, Stack, StackedLinear
+
+HEADER = (
+    'stack', 'mode', 'weights', 'dense counterpart', 'shared', 'private',
+    'dense', 'bias',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class StackCount:
         private: In low-rank factors and their generators.
         dense: In matrices of the mode ``dense``.
         bias: In biases, one for each layer.
-        dense_weights: What the N weights have in the mode ``dense``.
+        dense_weights: In the N weights of the dense counterpart.
     """
 
     name: str
@@ -47,41 +52,24 @@ class ParameterCount:
 
     Args:
         stacks: Counts of its stacks.
-        untouched: In everything that is no stack.
+        shared: In matrices that all layers of a stack use.
+        private: In low-rank factors and their generators.
+        dense: In matrices of stacks in the mode ``dense``.
+        other: Everything else: biases of stacks, norms, plain layers.
+        dense_total: All parameters of the dense counterpart.
     """
 
     stacks: tuple[StackCount, ...]
-    untouched: int
-
-    @property
-    def shared(self) -> int:
-        """In matrices that all layers of a stack use."""
-        return sum(stack.shared for stack in self.stacks)
-
-    @property
-    def private(self) -> int:
-        """In low-rank factors and their generators."""
-        return sum(stack.private for stack in self.stacks)
-
-    @property
-    def dense(self) -> int:
-        """In matrices of stacks in the mode ``dense``."""
-        return sum(stack.dense for stack in self.stacks)
-
-    @property
-    def other(self) -> int:
-        """Everything else: biases of stacks, norms, plain layers."""
-        return self.untouched + sum(stack.bias for stack in self.stacks)
+    shared: int
+    private: int
+    dense: int
+    other: int
+    dense_total: int
 
     @property
     def total(self) -> int:
         """All parameters."""
         return self.shared + self.private + self.dense + self.other
-
-    @property
-    def dense_total(self) -> int:
-        """All parameters of the dense counterpart."""
-        return self.other + sum(stack.dense_weights for stack in self.stacks)
 
     @property
     def reduction(self) -> float:
@@ -90,19 +78,16 @@ class ParameterCount:
 
     def __str__(self) -> str:
         """Format as a Markdown table."""
-        head = (
-            'stack', 'mode', 'weights', 'dense counterpart', 'shared',
-            'private', 'dense', 'bias',
-        )  # fmt: skip
-        rows = [head, ('---',) * len(head)]
+        rows = [HEADER, ('---',) * len(HEADER)]
         for s in self.stacks:
             numbers = (s.dense_weights, s.shared, s.private, s.dense, s.bias)
             weights = f'{s.num_layers} of {" x ".join(map(str, s.shape))}'
             counts = (f'{number:,}' for number in numbers)
             rows.append((s.name, s.mode, weights, *counts))
+        untouched = self.other - sum(stack.bias for stack in self.stacks)
         table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
         return (
-            f'{table}\n\nuntouched {self.untouched:,}; in all '
+            f'{table}\n\nnot on stacks {untouched:,}; in all '
             f'{self.total:,}, {100 * self.reduction:.1f} % fewer than the '
             f'{self.dense_total:,} of the dense counterpart'
         )
@@ -122,14 +107,21 @@ def count_parameters(module: nn.Module) -> ParameterCount:
         for name, stack in module.named_modules()
         if isinstance(stack, Stack)
     )
+    shared, private, dense, weights = (
+        sum(getattr(stack, part) for stack in stacks)
+        for part in ('shared', 'private', 'dense', 'dense_weights')
+    )
     total = sum(p.numel() for p in module.parameters())
-    return ParameterCount(stacks, total - ParameterCount(stacks, 0).total)
+    other = total - shared - private - dense
+    return ParameterCount(
+        stacks, shared, private, dense, other, other + weights
+    )
 
 
 def _count_stack(name: str, stack: Stack) -> StackCount:
-    counts = dict.fromkeys(('shared', 'private', 'dense', 'other'), 0)
+    counts = dict.fromkeys(PARTS.values(), 0)
     for parameter_name, parameter in stack.named_parameters():
-        counts[stack.part_of(parameter_name)] += parameter.numel()
+        counts[PARTS[parameter_name.split('.')[0]]] += parameter.numel()
     if isinstance(stack, AdaptiveStack):
         shape: tuple[int, ...] = (stack.num_groups, stack.rows, stack.cols)
         # A linear layer, with a bias, generates them.
@@ -138,14 +130,7 @@ def _count_stack(name: str, stack: Stack) -> StackCount:
         assert isinstance(stack, StackedLinear)
         shape = (stack.out_features, stack.in_features)
         weight = math.prod(shape)
+    n = stack.num_layers
     return StackCount(
-        name,
-        stack.config.mode,
-        stack.num_layers,
-        shape,
-        counts['shared'],
-        counts['private'],
-        counts['dense'],
-        counts['other'],
-        stack.num_layers * weight,
+        name, stack.config.mode, n, shape, **counts, dense_weights=n * weight
     )

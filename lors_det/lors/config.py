@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 MODES = {
@@ -16,7 +17,7 @@ MODES = {
 
 
 def rising(num_layers: int) -> list[int]:
-    """The paper's schedule of K for any depth: 1, 2 and 3 in equal thirds.
+    """Return the paper's schedule of K: 1, 2 and 3 in equal thirds.
 
     Layer i of N, from 0, has ``K_i = 1 + floor(3 i / N)``: (1, 1, 2, 2, 3, 3)
     for six layers, (1, 2, 3) for three, (1,) for one.
@@ -26,22 +27,12 @@ def rising(num_layers: int) -> list[int]:
 
     Args:
         num_layers: Depth N.
-
-    Returns:
-        N numbers from 1 to 3.
     """
     return [1 + 3 * i // num_layers for i in range(num_layers)]
 
 
 def falling(num_layers: int) -> list[int]:
-    """The schedule `rising` backwards.
-
-    Args:
-        num_layers: Depth N.
-
-    Returns:
-        N numbers from 3 to 1.
-    """
+    """Return the schedule `rising` backwards."""
     return rising(num_layers)[::-1]
 
 
@@ -80,17 +71,23 @@ class StackConfig:
 
         Raises:
             TypeError: If ``config`` is none of these, or has another field.
+            ValueError: If the mode is unknown.
         """
-        if config is None:
-            return cls()
-        if isinstance(config, cls):
-            return config
         known = [field.name for field in fields(cls)]
-        if not isinstance(config, dict) or set(config) - set(known):
+        if config is None:
+            config = cls()
+        elif isinstance(config, dict) and set(config) <= set(known):
+            config = cls(**config)
+        if not isinstance(config, cls):
             raise TypeError(
                 f'{key}={config!r}: expected a dict with keys out of {known}'
             )
-        return cls(**config)
+        if config.mode not in list(MODES):  # a mode may be unhashable
+            raise ValueError(
+                f'{key}.mode={config.mode!r}: expected one of '
+                + ', '.join(f'{m!r} ({text})' for m, text in MODES.items())
+            )
+        return config
 
     @property
     def has_shared(self) -> bool:
@@ -101,21 +98,6 @@ class StackConfig:
     def has_private(self) -> bool:
         """Whether each layer has low-rank terms of its own."""
         return self.mode in ('private', 'lors')
-
-    def check_mode(self, key: str) -> None:
-        """Refuse an unknown mode.
-
-        Args:
-            key: Name of the setting, for the error message.
-
-        Raises:
-            ValueError: If the mode is unknown.
-        """
-        if self.mode not in list(MODES):  # which may be unhashable
-            raise ValueError(
-                f'{key}.mode={self.mode!r}: expected one of '
-                + ', '.join(f'{m!r} ({text})' for m, text in MODES.items())
-            )
 
     def private_sizes(
         self, num_layers: int, max_rank: int, key: str
@@ -136,75 +118,22 @@ class StackConfig:
             ValueError: If a list has not N entries, or a value is out of
                 range.
         """
-        self.check_mode(key)
         lowest = 1 if self.mode == 'private' else 0
-        ranks = per_layer(
-            self.rank, num_layers, f'{key}.rank', lowest, max_rank
-        )
-        groups = self.num_param_groups
-        group_key = f'{key}.num_param_groups'
-        if isinstance(groups, str):
-            if groups not in SCHEDULES:
+        rank_key, k_key = f'{key}.rank', f'{key}.num_param_groups'
+        ranks = _per_layer(self.rank, num_layers, rank_key, lowest, max_rank)
+        k = self.num_param_groups
+        if isinstance(k, str):
+            if k not in SCHEDULES:
                 raise ValueError(
-                    f'{group_key}={groups!r}: expected an integer, a list, or '
-                    f'one of {sorted(SCHEDULES)}'
+                    f'{k_key}={k!r}: expected an integer, a list, or one of '
+                    f'{sorted(SCHEDULES)}'
                 )
-            groups = SCHEDULES[groups](num_layers)
-        groups = per_layer(groups, num_layers, group_key, 1)
-        if not self.has_private:  # checked all the same
-            return [(0, 0)] * num_layers
+            k = SCHEDULES[k](num_layers)
+        numbers = _per_layer(k, num_layers, k_key, 1)
         return [
-            (k, r) if r else (0, 0) for k, r in zip(groups, ranks, strict=True)
+            (k, r) if r and self.has_private else (0, 0)
+            for k, r in zip(numbers, ranks, strict=True)
         ]
-
-
-def per_layer(
-    value: int | Sequence[int],
-    num_layers: int,
-    key: str,
-    lowest: int = 0,
-    highest: int | None = None,
-) -> list[int]:
-    """Give every layer its value: a scalar broadcasts, a list must fit.
-
-    Args:
-        value: One integer, or one per layer.
-        num_layers: Depth of the stack.
-        key: Name of the setting, for the error message.
-        lowest: Smallest value allowed.
-        highest: Largest value allowed; None for no limit.
-
-    Returns:
-        ``num_layers`` integers.
-
-    Raises:
-        TypeError: If an entry is not an integer.
-        ValueError: If the number of entries or an entry is out of range.
-    """
-    entries: list[Any] = (
-        list(value)
-        if isinstance(value, (list, tuple))
-        else [value] * num_layers
-    )
-    if any(isinstance(v, bool) or not isinstance(v, int) for v in entries):
-        raise TypeError(
-            f'{key}={value!r}: expected an integer, or a list of one integer '
-            'per layer'
-        )
-    if len(entries) != num_layers:
-        raise ValueError(
-            f'{key}={value!r} has {len(entries)} entries: expected one value, '
-            f'or one for each of the {num_layers} layers'
-        )
-    limits = (
-        f'of at least {lowest}'
-        if highest is None
-        else f'from {lowest} to {highest}'
-    )
-    for entry in entries:
-        if entry < lowest or (highest is not None and entry > highest):
-            raise ValueError(f'{key}={value!r}: expected values {limits}')
-    return entries
 
 
 def check_at_least(lowest: int, **values: Any) -> None:
@@ -219,11 +148,8 @@ def check_at_least(lowest: int, **values: Any) -> None:
         ValueError: If a value is below ``lowest``.
     """
     for key, value in values.items():
-        message = f'{key}={value!r}: expected an integer of at least {lowest}'
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(message)
-        if value < lowest:
-            raise ValueError(message)
+        expected = f'{key}={value!r}: expected an integer of at least {lowest}'
+        _check_integer(value, expected, lowest)
 
 
 def check_list(lowest: int, key: str, values: object) -> None:
@@ -232,17 +158,50 @@ def check_list(lowest: int, key: str, values: object) -> None:
     Args:
         lowest: Smallest entry allowed.
         key: Name of the setting.
-        values: What it is set to.
+        values: Value of the setting.
 
     Raises:
         TypeError: If it is no list, or an entry is not an integer.
         ValueError: If it is empty, or an entry is below ``lowest``.
     """
-    message = (
+    expected = (
         f'{key}={values!r}: expected a list of integers of at least {lowest}'
     )
     if not isinstance(values, (list, tuple)):
-        raise TypeError(message)
+        raise TypeError(expected)
     if not values:
-        raise ValueError(message)
+        raise ValueError(expected)
     check_at_least(lowest, **{f'{key}[{i}]': v for i, v in enumerate(values)})
+
+
+def _per_layer(
+    value: Any, num_layers: int, key: str, lowest: int, highest: float = inf
+) -> list[int]:
+    """Return the value of every layer: an integer is that of all layers."""
+    is_list = isinstance(value, (list, tuple))
+    entries = list(value) if is_list else [value] * num_layers
+    if len(entries) != num_layers:
+        raise ValueError(
+            f'{key}={value!r} has {len(entries)} entries: expected one value, '
+            f'or one for each of the {num_layers} layers'
+        )
+    limits = f'of at least {lowest}'
+    if highest < inf:
+        limits = f'from {lowest} to {highest}'
+    expected = (
+        f'{key}={value!r}: expected values {limits}, one integer or a list '
+        'of one per layer'
+    )
+    for entry in entries:
+        _check_integer(entry, expected, lowest, highest)
+    return entries
+
+
+def _check_integer(
+    value: object, expected: str, lowest: int, highest: float = inf
+) -> None:
+    """Raise an error with the message ``expected`` for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(expected)
+    if not lowest <= value <= highest:
+        raise ValueError(expected)

@@ -13,12 +13,9 @@ from lors_det.lors.fit import FitReport, fit_matrices
 from lors_det.lors.fit_adaptive import fit_generators
 from lors_det.lors.naming import match_module_names
 from lors_det.lors.stacks import AdaptiveStack, StackedLinear
-from lors_det.lors.surgery import (
-    AnyStack,
-    plan_replacements,
-    replace_weights,
-    stack_like,
-)
+from lors_det.lors.surgery import plan_replacements, replace_weights
+
+AnyStack = StackedLinear | AdaptiveStack
 
 
 def factorise(
@@ -41,8 +38,8 @@ def factorise(
             `StackConfig` or a dict of its fields.
         max_iters: Largest number of alternations; 0 leaves the mean and the
             truncated residuals.
-        tol: Stop when the summed squared error sinks by less than this part
-            of the squared weights.
+        tol: Stop when the summed squared error falls by less than this
+            fraction of the squared weights.
 
     Returns:
         For every stack, by its name, the errors of the layers at its rank
@@ -88,24 +85,25 @@ def _is_config(config: object) -> bool:
 
 
 def _empty_like(dense: AnyStack, name: str, config: object) -> AnyStack:
+    """Build the stack that replaces a dense one."""
     if not dense.dense:
         raise ValueError(
             f'{name!r} has the mode {dense.config.mode!r} already; only a '
             'dense stack can be factorised'
         )
-    config = StackConfig.parse(config, dense.key)
-    if config.mode == 'dense':
+    stack: AnyStack = dense.like(config)
+    if stack.dense:
         raise ValueError(f"{name!r}: mode='dense': the stack is that already")
-    return stack_like(dense, config)
+    return stack
 
 
 def _fit(
     stack: AnyStack, dense: AnyStack, max_iters: int, tol: float
 ) -> FitReport:
+    """Fit a stack to a dense one of the same kind."""
     if isinstance(stack, AdaptiveStack):
         generators = cast(Sequence[nn.Linear], dense.dense)
         return fit_generators(stack, generators, max_iters, tol)
     assert isinstance(dense, StackedLinear)
     stack.bias.load_state_dict(dense.bias.state_dict())
-    weights = [weight.detach() for weight in dense.dense]
-    return fit_matrices(stack, weights, max_iters, tol)
+    return fit_matrices(stack, list(dense.dense), max_iters, tol)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lors_det.lors.stacks import StackedLinear
@@ -47,11 +48,10 @@ class FitReport:
 
     def __str__(self) -> str:
         """Return one line per layer."""
+        pairs = zip(self.ranks, self.errors, strict=True)
         return '\n'.join(
             f'layer {i}: rank {rank}, relative error {error:.3e}'
-            for i, (rank, error) in enumerate(
-                zip(self.ranks, self.errors, strict=True)
-            )
+            for i, (rank, error) in enumerate(pairs)
         )
 
 
@@ -99,25 +99,18 @@ def fit_matrices(
     if stack.shared is not None:
         stack.shared.copy_(shared)
     for name, b in stack.private_B.items():
+        fitted_b, fitted_a = factors[int(name)]
+        norms_b, norms_a = fitted_b.norm(dim=0), fitted_a.norm(dim=1)
+        # Components below the noise stay as in a fresh stack, A drawn and B
+        # zero: with both zero they would never learn.
         noise = torch.finfo(b.dtype).eps * w[int(name)].norm()
-        _set_factors(b, stack.private_A[name], *factors[int(name)], noise)
+        kept = (norms_b * norms_a > noise).nonzero()[:, 0]
+        balance = (norms_a / norms_b)[kept].sqrt()
+        b.zero_()
+        b[:, kept] = (fitted_b[:, kept] * balance).to(b)
+        a = stack.private_A[name]
+        a[kept] = (fitted_a[kept] / balance[:, None]).to(a)
     return report
-
-
-def _set_factors(
-    b: Tensor, a: Tensor, fitted_b: Tensor, fitted_a: Tensor, noise: Tensor
-) -> None:
-    """Set B and A to fitted factors of balanced norms.
-
-    Components below the noise stay as in a fresh stack, A drawn and B zero:
-    with both zero they would never learn.
-    """
-    norms_b, norms_a = fitted_b.norm(dim=0), fitted_a.norm(dim=1)
-    kept = (norms_b * norms_a > noise).nonzero()[:, 0]
-    balance = (norms_a / norms_b)[kept].sqrt()
-    b.zero_()
-    b[:, kept] = (fitted_b[:, kept] * balance).to(b)
-    a[kept] = (fitted_a[kept] / balance[:, None]).to(a)
 
 
 def alternate(
@@ -135,15 +128,15 @@ def alternate(
 
     Args:
         weights: (N, ...).
-        fit_residual: Gets the index of a layer and ``W_i - W_shared``, fits
-            the low-rank part of the layer to it, and returns what is left.
-        errors_by_rank: Gets ``W_i - W_shared``, returns the squared errors of
-            rank 0, 1, 2, ... for the report.
-        with_shared: Whether there is a shared weight, or 0 in its place.
+        fit_residual: Fits the low-rank part of a layer, by its index, to
+            ``W_i - W_shared`` and returns the difference that remains.
+        errors_by_rank: Returns the squared errors of rank 0, 1, 2, ... for
+            ``W_i - W_shared``, for the report.
+        with_shared: Whether there is a shared weight; else it is 0.
         ranks: Ranks of the layers, for the report.
         max_iters: Largest number of updates of the shared weight.
-        tol: Stop when the sum of squared errors sinks by less than this part
-            of the sum of squared weights.
+        tol: Stop when the sum of squared errors falls by less than this
+            fraction of the sum of squared weights.
 
     Returns:
         The shared weight (...) and the report.
@@ -152,13 +145,13 @@ def alternate(
     least = tol * weights.square().sum().item()
     history: list[float] = []
     while True:
+        residuals = weights - shared
         errors = torch.stack(
-            [fit_residual(i, w - shared) for i, w in enumerate(weights)]
+            [fit_residual(i, r) for i, r in enumerate(residuals)]
         )
         history.append(errors.square().sum().item())
-        if len(history) > max_iters or (
-            len(history) > 1 and history[-2] - history[-1] <= least
-        ):
+        has_stalled = len(history) > 1 and history[-2] - history[-1] <= least
+        if len(history) > max_iters or has_stalled:
             break
         if with_shared:
             shared = shared + errors.mean(0)
@@ -166,8 +159,8 @@ def alternate(
     tiny = torch.finfo(weights.dtype).tiny
     norms = weights.flatten(1).norm(dim=1).clamp(min=tiny)
     curves = [
-        errors_by_rank(w - shared).clamp(min=0).sqrt() / norm
-        for w, norm in zip(weights, norms, strict=True)
+        errors_by_rank(r).clamp(min=0).sqrt() / norm
+        for r, norm in zip(residuals, norms, strict=True)
     ]
     return shared, FitReport(
         ranks=tuple(ranks),
@@ -178,17 +171,10 @@ def alternate(
 
 
 def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the factors of the best approximation of a given rank.
+    """Return B (out, r) and A (r, in), whose product is the best of rank r.
 
     One factor is orthonormal and the other is the matrix projected on it, so
     that at full rank the product is exact even where eigenvectors are not.
-
-    Args:
-        matrix: (out, in).
-        rank: Rank r.
-
-    Returns:
-        B (out, r) and A (r, in), larger singular values first.
     """
     if matrix.shape[0] > matrix.shape[1]:
         b, a = truncate(matrix.T, rank)
@@ -198,22 +184,11 @@ def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
-    """Return the eigenvectors of the largest eigenvalues.
-
-    Args:
-        gram: (..., n, n), symmetric.
-        rank: How many.
-
-    Returns:
-        (..., n, rank).
-    """
+    """Return (..., n, rank) eigenvectors of (..., n, n), largest first."""
     return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
 
 
 def _errors_by_rank(residual: Tensor) -> Tensor:
     """Return the squared errors of the best fits of rank 0, 1, 2, ..."""
-    b, a = truncate(residual, min(residual.shape))
-    energies = (b.norm(dim=0) * a.norm(dim=1)).square()
-    return (
-        torch.cat([energies, energies.new_zeros(1)]).flip(0).cumsum(0).flip(0)
-    )
+    energies = torch.linalg.svdvals(residual).square()
+    return F.pad(energies, (0, 1)).flip(0).cumsum(0).flip(0)

@@ -24,17 +24,11 @@ ITERATIONS = 3  # of one term, each time that it is fitted
 
 
 class Term(NamedTuple):
-    """One term ``B E(q) A`` of all groups.
+    """One term ``B E(q) A`` of all groups: A and B are orthonormal."""
 
-    Args:
-        b: (G, rows, r), orthonormal columns.
-        e: Generator of E, (G, r, r, D).
-        a: (G, r, cols), orthonormal rows.
-    """
-
-    b: Tensor
-    e: Tensor
-    a: Tensor
+    b: Tensor  # (G, rows, r)
+    e: Tensor  # generator of E, (G, r, r, D)
+    a: Tensor  # (G, r, cols)
 
     def as_generator(self) -> Tensor:
         """Multiply out, (G, rows, cols, D)."""

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from lors_det.lors.stacks import AdaptiveStack, StackedLinear
-from lors_det.lors.surgery import AnyStack, stack_like
 from lors_det.lors.tied import LayerStacks, tied_weights, untie_weights
 
 
@@ -67,7 +66,7 @@ def fold(model: nn.Module, generators: bool = False) -> nn.Module:
     return model
 
 
-def _fold_stack(stack: AnyStack) -> AnyStack:
+def _fold_stack(stack: StackedLinear | AdaptiveStack) -> nn.Module:
     """Return a dense stack with the same weights and biases."""
     if stack.dense:
         return stack
@@ -80,6 +79,6 @@ def _fold_stack(stack: AnyStack) -> AnyStack:
             weight, bias = stack.summed_generator(layer)
             state[f'dense.{layer}.weight'] = weight
             state[f'dense.{layer}.bias'] = bias
-    dense = stack_like(stack, None)
+    dense = stack.like(None)
     dense.load_state_dict(state)
     return dense

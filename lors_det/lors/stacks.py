@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from lors_det.lors.config import StackConfig, check_at_least
 
-Shapes = Mapping[str, tuple[int, ...]]
+#: What the parameters of a stack are for, by the first part of their name.
+PARTS = {
+    'dense': 'dense',
+    'shared': 'shared',
+    'private_A': 'private',
+    'private_B': 'private',
+    'private_E': 'private',
+    'bias': 'bias',
+}
 
 
 class Stack(nn.Module):
@@ -32,55 +40,39 @@ class Stack(nn.Module):
 
     Args:
         num_layers: Depth N.
-        config: Where the weights come from.
+        config: Where the weights come from; a ``StackConfig``, a dict of its
+            fields, or None for dense.
         key: Name of the stack's setting, for error messages.
 
     Raises:
-        TypeError: If ``num_layers`` is not an integer.
+        TypeError: If ``num_layers`` or ``config`` has a wrong type.
         ValueError: If ``num_layers`` is below 1 or the mode is unknown.
     """
 
-    #: What the parameters are for, by the first part of their name.
-    parts: ClassVar[dict[str, str]]
-
-    def __init__(self, num_layers: int, config: StackConfig, key: str) -> None:
+    def __init__(self, num_layers: int, config: object, key: str) -> None:
         super().__init__()
         check_at_least(1, num_layers=num_layers)
-        config.check_mode(key)
         self.num_layers = num_layers
-        self.config = config
+        self.config = StackConfig.parse(config, key)
         self.key = key
 
-    def part_of(self, name: str) -> str:
-        """Say what a parameter is for: shared, private, dense or other.
+    def like(self, config: object) -> Any:
+        """Build a stack of the same kind and sizes, with new weights.
 
         Args:
-            name: Name of one of this stack's parameters.
-        """
-        return self.parts[name.split('.')[0]]
+            config: Where the weights come from, as for this stack.
 
-    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
-        """Private rank, as 'K x r' or their product, by layer.
-
-        Args:
-            shapes: Shape of every tensor of a state dict of such a stack.
+        Returns:
+            The new stack, with the device, dtype, training mode and
+            ``requires_grad`` of this one.
         """
+        stack = self._build(config)
+        parameter = next(self.parameters())
+        stack.to(parameter.device, parameter.dtype).train(self.training)
+        return stack.requires_grad_(parameter.requires_grad)
+
+    def _build(self, config: object) -> Stack:
         raise NotImplementedError
-
-    def _layout(self, shapes: Shapes) -> str:
-        ranks = self.private_ranks(shapes)
-        parts = {self.part_of(name) for name in shapes}
-        if 'dense' in parts:
-            text = "mode 'dense'"
-        elif not ranks:
-            text = "mode 'shared'"
-        else:
-            text = "mode 'lors'" if 'shared' in parts else "mode 'private'"
-        indices = [re.match(r'\w+\.(\d+)', name) for name in shapes]
-        depth = max((int(m[1]) + 1 for m in indices if m), default=0)
-        if depth:
-            text += f', {depth} layers'
-        return f'{text}, ranks {ranks}' if ranks else text
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any
@@ -89,16 +81,16 @@ class Stack(nn.Module):
             name.removeprefix(prefix): tuple(value.shape)
             for name, value in state_dict.items()
             if name.startswith(prefix)
-            and name.removeprefix(prefix).split('.')[0] in self.parts
+            and name.removeprefix(prefix).split('.')[0] in PARTS
         }
         expected = {
             name: tuple(value.shape) for name, value in self.named_parameters()
         }
-        if found and self._layout(found) != self._layout(expected):
+        if found and _layout(found) != _layout(expected):
             raise ValueError(
                 f'{self.key}: the checkpoint ({prefix}*) holds '
-                f'{self._layout(found)}; the model was built with '
-                f'{self._layout(expected)}: build it with the depth, mode '
+                f'{_layout(found)}; the model was built with '
+                f'{_layout(expected)}: build it with the depth, mode '
                 'and rank of the checkpoint'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -134,14 +126,6 @@ class StackedLinear(Stack):
         torch.Size([4, 576])
     """
 
-    parts: ClassVar[dict[str, str]] = {
-        'dense': 'dense',
-        'shared': 'shared',
-        'private_A': 'private',
-        'private_B': 'private',
-        'bias': 'other',
-    }
-
     def __init__(
         self,
         num_layers: int,
@@ -151,36 +135,26 @@ class StackedLinear(Stack):
         bias: bool = True,
         key: str = 'stack',
     ) -> None:
-        config = StackConfig.parse(config, key)
         super().__init__(num_layers, config, key)
         check_at_least(1, in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
-        sizes = config.private_sizes(
-            num_layers, min(in_features, out_features), key
-        )
-        num_dense = num_layers if config.mode == 'dense' else 0
+        max_rank = min(in_features, out_features)
+        sizes = self.config.private_sizes(num_layers, max_rank, key)
+        num_dense = num_layers if self.config.mode == 'dense' else 0
         self.dense = nn.ParameterList(
             _matrix(out_features, in_features) for _ in range(num_dense)
         )
-        self.shared = (
-            _matrix(out_features, in_features) if config.has_shared else None
-        )
+        self.shared = None
+        if self.config.has_shared:
+            self.shared = _matrix(out_features, in_features)
         # Dicts, not lists: a layer of rank 0 has no factors at all.
-        self.private_A = nn.ParameterDict(
-            {
-                str(i): _matrix(k * r, in_features)
-                for i, (k, r) in enumerate(sizes)
-                if r
-            }
-        )
-        self.private_B = nn.ParameterDict(
-            {
-                str(i): _matrix(out_features, k * r)
-                for i, (k, r) in enumerate(sizes)
-                if r
-            }
-        )
+        self.private_A = nn.ParameterDict()
+        self.private_B = nn.ParameterDict()
+        for i, (k, r) in enumerate(sizes):
+            if r:
+                self.private_A[str(i)] = _matrix(k * r, in_features)
+                self.private_B[str(i)] = _matrix(out_features, k * r)
         self.bias = nn.ParameterList(
             _matrix(out_features) for _ in range(num_layers if bias else 0)
         )
@@ -268,13 +242,11 @@ class StackedLinear(Stack):
             summed += num_rows * summed
         return str(layer) in self.private_A and applied < summed
 
-    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
-        """See `Stack.private_ranks`; K and r are stored as their product."""
-        return {
-            int(name.split('.')[1]): str(shape[0])
-            for name, shape in shapes.items()
-            if name.startswith('private_A.')
-        }
+    def _build(self, config: object) -> StackedLinear:
+        return StackedLinear(
+            self.num_layers, self.in_features, self.out_features, config,
+            bias=len(self.bias) > 0, key=self.key,
+        )  # fmt: skip
 
 
 class AdaptiveStack(Stack):
@@ -287,7 +259,7 @@ class AdaptiveStack(Stack):
     layer a full generator of its own (``dense``, plain AdaMixer).
 
     Each of G groups has matrices of its own. All generators start with zero
-    weights, so the first matrices depend on their biases alone.
+    weights, so the first matrices depend on their biases only.
 
     Source: LORS (arXiv:2403.04303), adaptive low-rank residual structure
     (LORS-A); initial values as in the LORS and AdaMixer releases.
@@ -307,14 +279,6 @@ class AdaptiveStack(Stack):
         ValueError: If a size, mode, rank or number of entries is wrong.
     """
 
-    parts: ClassVar[dict[str, str]] = {
-        'dense': 'dense',
-        'shared': 'shared',
-        'private_A': 'private',
-        'private_B': 'private',
-        'private_E': 'private',
-    }
-
     def __init__(
         self,
         num_layers: int,
@@ -325,7 +289,6 @@ class AdaptiveStack(Stack):
         config: object = None,
         key: str = 'stack',
     ) -> None:
-        config = StackConfig.parse(config, key)
         super().__init__(num_layers, config, key)
         check_at_least(
             1, query_dim=query_dim, num_groups=num_groups, rows=rows, cols=cols
@@ -334,14 +297,17 @@ class AdaptiveStack(Stack):
         self.num_groups = num_groups
         self.rows = rows
         self.cols = cols
-        self.sizes = config.private_sizes(num_layers, min(rows, cols), key)
+        max_rank = min(rows, cols)
+        self.sizes = self.config.private_sizes(num_layers, max_rank, key)
 
         full = num_groups * rows * cols
-        num_dense = num_layers if config.mode == 'dense' else 0
+        num_dense = num_layers if self.config.mode == 'dense' else 0
         self.dense = nn.ModuleList(
             nn.Linear(query_dim, full) for _ in range(num_dense)
         )
-        self.shared = nn.Linear(query_dim, full) if config.has_shared else None
+        self.shared = None
+        if self.config.has_shared:
+            self.shared = nn.Linear(query_dim, full)
         # Dicts, not lists: a layer of rank 0 has no private part at all.
         self.private_A = nn.ParameterDict()
         self.private_B = nn.ParameterDict()
@@ -419,10 +385,10 @@ class AdaptiveStack(Stack):
         return w
 
     def summed_generator(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Write the generator of a layer down as one linear map.
+        """Sum the generators of a layer up to one linear map.
 
-        Generators are linear in the query, and so are their sums. `fold`
-        needs it; it has as many parameters as a dense one.
+        They are linear in the query, and so is their sum, which has as many
+        parameters as a dense generator.
 
         Args:
             layer: Index of the layer, from 0.
@@ -456,13 +422,11 @@ class AdaptiveStack(Stack):
     def _as_matrices(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.num_groups, self.rows, self.cols))
 
-    def private_ranks(self, shapes: Shapes) -> dict[int, str]:
-        """See `Stack.private_ranks`."""
-        return {
-            int(name.split('.')[1]): f'{shape[1]} x {shape[3]}'
-            for name, shape in shapes.items()
-            if name.startswith('private_B.')
-        }
+    def _build(self, config: object) -> AdaptiveStack:
+        return AdaptiveStack(
+            self.num_layers, self.query_dim, self.num_groups, self.rows,
+            self.cols, config, self.key,
+        )  # fmt: skip
 
 
 class StackedLayerNorm(nn.ModuleList):
@@ -498,8 +462,31 @@ class StackedLayerNorm(nn.ModuleList):
         return self[layer](x)
 
 
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Describe mode, depth and ranks, from the shapes in a state dict."""
+    ranks = {}  # by layer: K r of a learnt weight, K x r of a generated one
+    for name, shape in shapes.items():
+        if name.startswith('private_B.'):
+            is_static = len(shape) == 2
+            rank = f'{shape[1]}' if is_static else f'{shape[1]} x {shape[3]}'
+            ranks[int(name.split('.')[1])] = rank
+    parts = {PARTS[name.split('.')[0]] for name in shapes}
+    if 'dense' in parts:
+        mode = 'dense'
+    elif not ranks:
+        mode = 'shared'
+    else:
+        mode = 'lors' if 'shared' in parts else 'private'
+    text = f'mode {mode!r}'
+    indices = [re.match(r'\w+\.(\d+)', name) for name in shapes]
+    depth = max((int(m[1]) + 1 for m in indices if m), default=0)
+    if depth:
+        text += f', {depth} layers'
+    return f'{text}, ranks {ranks}' if ranks else text
+
+
 def _matrix(*shape: int) -> nn.Parameter:
-    """An uninitialised parameter."""
+    """Return an uninitialised parameter."""
     return nn.Parameter(torch.empty(*shape))
 
 

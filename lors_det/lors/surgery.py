@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model surgery: put stacks in the place of weights of identical layers."""
+"""Model surgery: replace the weights of identical layers by stacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lors_det.lors.config import StackConfig
 from lors_det.lors.naming import match_module_names
-from lors_det.lors.stacks import AdaptiveStack, StackedLinear
+from lors_det.lors.stacks import StackedLinear
 from lors_det.lors.tied import (
     LayerStacks,
     TiedWeight,
@@ -18,7 +18,6 @@ from lors_det.lors.tied import (
     tied_weights,
 )
 
-AnyStack = StackedLinear | AdaptiveStack
 InitFn = Callable[[StackedLinear, Sequence[Tensor]], object]
 LISTS = (nn.ModuleList, nn.Sequential)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -26,19 +25,12 @@ IN_PROJ = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
 
 
 class Replacement(NamedTuple):
-    """One weight of N layers, and the stack that takes its place.
+    """One weight of N layers, and the stack that replaces it."""
 
-    Args:
-        list_name: Name of the list of layers in the model.
-        name: Name of the parameter inside of a layer.
-        modules: The N modules that have the parameter.
-        stack: The stack, not registered yet.
-    """
-
-    list_name: str
-    name: str
-    modules: list[nn.Module]
-    stack: StackedLinear
+    list_name: str  # of the layers in the model
+    name: str  # of the parameter inside of a layer
+    modules: list[nn.Module]  # the N owners of the parameter
+    stack: StackedLinear  # not registered yet
 
     @property
     def parameter(self) -> str:
@@ -51,16 +43,7 @@ def plan_replacements(
 ) -> list[Replacement]:
     """Find the weights to replace and build their stacks; change nothing.
 
-    Args:
-        model: See `lorsify`.
-        stacks: See `lorsify`.
-
-    Returns:
-        One replacement for each weight.
-
-    Raises:
-        TypeError: See `lorsify`.
-        ValueError: See `lorsify`.
+    Args and errors are those of `lorsify`.
     """
     if not isinstance(stacks, Mapping):
         raise TypeError(f'stacks={stacks!r}: expected a dict')
@@ -77,7 +60,7 @@ def plan_replacements(
                 'of a layer to a StackConfig or its fields'
             )
         for name in match_module_names(pattern, lists, 'list of layers'):
-            _find_owner(model, name)  # or it raises, with nothing changed
+            _find_owner(model, name)  # raises before anything is changed
             plan.extend(_plan_list(name, lists[name], weights))
     seen: set[tuple[int, str]] = set()
     for r in plan:
@@ -94,10 +77,9 @@ def replace_weights(
     """Register stacks, give them values, and tie the layers to them.
 
     Args:
-        model: The model that the plan is for.
-        plan: What `plan_replacements` returned.
-        init_fn: Gives a stack its values, from the N present weights as
-            matrices (out, in).
+        model: The model.
+        plan: Its `plan_replacements`.
+        init_fn: Sets the values of a stack, from N matrices (out, in).
     """
     for r in plan:
         weights = [m.get_parameter(r.parameter).detach() for m in r.modules]
@@ -109,33 +91,6 @@ def replace_weights(
         for layer, module in enumerate(r.modules):
             tied = TiedWeight(r.stack, layer, weights[layer].shape)
             tie_weight(module, r.parameter, tied)
-
-
-def stack_like(stack: AnyStack, config: object) -> AnyStack:
-    """Build a stack of the sizes of another one, with new weights.
-
-    Args:
-        stack: The other stack.
-        config: Where the weights come from, see `StackedLinear`.
-
-    Returns:
-        The new stack, with the device, dtype, training mode and
-        ``requires_grad`` of the other one.
-    """
-    new: AnyStack
-    if isinstance(stack, StackedLinear):
-        new = StackedLinear(
-            stack.num_layers, stack.in_features, stack.out_features, config,
-            bias=len(stack.bias) > 0, key=stack.key,
-        )  # fmt: skip
-    else:
-        new = AdaptiveStack(
-            stack.num_layers, stack.query_dim, stack.num_groups, stack.rows,
-            stack.cols, config, stack.key,
-        )  # fmt: skip
-    like = next(stack.parameters())
-    new.to(device=like.device, dtype=like.dtype).train(stack.training)
-    return new.requires_grad_(like.requires_grad)
 
 
 def _plan_list(
@@ -189,10 +144,10 @@ def _plan_weight(
 
 
 def _find_owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Find who registers the stacks of a list, and under which name.
+    """Return the module that registers the stacks of a list, and their name.
 
-    It is the nearest module around the list that is no container: who
-    iterates over a container would take the stacks for layers.
+    It is the nearest module around the list that is no container: the stacks
+    would be taken for layers by code that iterates over a container.
     """
     parts = name.split('.') if name else []
     for depth in reversed(range(len(parts))):

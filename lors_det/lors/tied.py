@@ -19,26 +19,19 @@ from lors_det.lors.stacks import StackedLinear
 
 
 class LayerStacks(nn.ModuleDict):
-    """The stacks of a list of layers: their only owner.
+    """The stacks of a list of layers, which no other module registers.
 
-    `lorsify` registers one next to the list. The key of a stack is the name
-    of the parameter inside of a layer, with dashes for dots.
+    The key of a stack is the name of the parameter inside of a layer, with
+    dashes for dots.
     """
 
 
 class TiedWeight(NamedTuple):
-    """Where a weight comes from.
-
-    Args:
-        stack: Owner of the weights of all layers.
-        layer: Index of the layer.
-        shape: Shape of the weight, (out, ...); the matrix of the stack is
-            (out, product of the others).
-    """
+    """Which layer of which stack a weight is."""
 
     stack: StackedLinear
     layer: int
-    shape: torch.Size
+    shape: torch.Size  # (out, ...); the stack's is (out, product of the rest)
 
     def build(self) -> Tensor:
         """Build the weight in the dtype of the stack's parameters.
@@ -63,7 +56,7 @@ class TiedModule(nn.Module):
     def register_parameter(
         self, name: str, param: nn.Parameter | None
     ) -> None:
-        """Refuse a parameter in the place of a tied weight."""
+        """Refuse a parameter that would replace a tied weight."""
         if name in tied_weights(self):
             raise ValueError(
                 f'{name!r} of this {self.untied_class.__name__} comes from a '
@@ -117,11 +110,7 @@ def tie_weight(module: nn.Module, name: str, tied: TiedWeight) -> None:
 
 
 def untie_weights(module: nn.Module) -> None:
-    """Make a module own its tied weights, with their present values.
-
-    Args:
-        module: It gets back the class that it had before `tie_weight`.
-    """
+    """Make a module own its tied weights, and undo `tie_weight`."""
     for name, tied in tied_weights(module).items():
         trainable = any(p.requires_grad for p in tied.stack.parameters())
         module._parameters[name] = nn.Parameter(

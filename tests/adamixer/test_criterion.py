@@ -112,28 +112,21 @@ def test_no_box_in_the_batch(criterion: SetCriterion) -> None:
     assert not predicted.xyzr.grad.any()
 
 
-def test_an_image_without_boxes_is_background(criterion: SetCriterion) -> None:
-    predicted = stage()
-    boxes, labels = ground_truth(2, 0)
-    matches = criterion.match(predicted, boxes, labels, SIZES)
-    assert (matches[1] == -1).all()
-    assert sorted(matches[0].tolist()) == [-1, -1, 0, 1]
-
-
-def test_more_boxes_than_queries(criterion: SetCriterion) -> None:
-    boxes, labels = ground_truth(9, 1)
-    matches = criterion.match(stage(), boxes, labels, SIZES)
-    assert (matches[0] >= 0).all()
-    assert len(set(matches[0].tolist())) == 4
+@pytest.mark.parametrize('counts', [(2, 0), (9, 1)])
+def test_less_and_more_boxes_than_queries(
+    criterion: SetCriterion, counts: tuple[int, int]
+) -> None:
+    """What has no box is background, and no box is matched twice."""
+    matches = criterion.match(stage(), *ground_truth(*counts), SIZES)
+    for found, num_boxes in zip(matches, counts, strict=True):
+        boxes = found[found >= 0].tolist()
+        assert len(set(boxes)) == len(boxes) == min(4, num_boxes)
 
 
 def test_names_of_all_stages(criterion: SetCriterion) -> None:
     losses = criterion([stage(), stage()], *ground_truth(1, 1), SIZES)
-    assert sorted(losses) == [
-        f's{i}.{name}'
-        for i in range(2)
-        for name in ('loss_bbox', 'loss_cls', 'loss_iou', 'pos_acc')
-    ]
+    names = 'loss_bbox', 'loss_cls', 'loss_iou', 'pos_acc'
+    assert sorted(losses) == [f's{i}.{name}' for i in (0, 1) for name in names]
     assert all(value.dim() == 0 for value in losses.values())
 
 

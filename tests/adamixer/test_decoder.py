@@ -13,7 +13,6 @@ from helpers.factories import (
     positions,
     pyramid,
     randomise,
-    stacks,
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -24,12 +23,21 @@ from torch.utils._pytree import tree_leaves
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
 
+Inputs = tuple[list[Tensor], Tensor, Tensor]
+all_modes = pytest.mark.parametrize('mode', MODES)
 
-@pytest.mark.parametrize('mode', MODES)
+
+def inputs(batch: int, num_queries: int = 7, **options: Any) -> Inputs:
+    """Feature maps, and content and positions of queries."""
+    content = torch.randn(batch, num_queries, 32)
+    return pyramid(batch, **options), content, positions(batch, num_queries)
+
+
+@all_modes
 def test_every_parameter_gets_a_gradient(mode: str) -> None:
     model = decoder(mode)
     randomise(model)
-    outputs = model(pyramid(2), torch.randn(2, 7, 32), positions(2, 7))
+    outputs = model(*inputs(2))
     loss = sum(
         (o.cls_logits * torch.randn_like(o.cls_logits)).sum()
         + (o.xyzr * torch.randn_like(o.xyzr)).sum()
@@ -41,14 +49,14 @@ def test_every_parameter_gets_a_gradient(mode: str) -> None:
         assert parameter.grad.any(), name
 
 
-@pytest.mark.parametrize('mode', MODES)
+@all_modes
 def test_initial_gradients_reach_every_stack(mode: str) -> None:
     """No mode starts dead: two steps move every parameter but B's partner."""
     model = decoder(mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(3):
-        outputs = model(pyramid(2), torch.randn(2, 7, 32), positions(2, 7))
+        outputs = model(*inputs(2))
         loss = sum((o.cls_logits - 1).square().sum() for o in outputs)
         loss = loss + sum((o.xyzr - 3).abs().sum() for o in outputs)
         optimizer.zero_grad()
@@ -62,43 +70,29 @@ def test_initial_gradients_reach_every_stack(mode: str) -> None:
     assert not stuck
 
 
-@pytest.mark.parametrize('mode', MODES)
-def test_batched_equals_single(mode: str) -> None:
+@all_modes
+def test_images_and_queries_are_independent(mode: str) -> None:
+    """A batch is its images one by one; the order of queries is free."""
     model = decoder(mode).double()
     randomise(model)
-    feats = [feat.double() for feat in pyramid(3)]
-    content = torch.randn(3, 7, 32, dtype=torch.float64)
-    xyzr = positions(3, 7).double()
+    feats, content, xyzr = inputs(3)
+    feats = [feat.double() for feat in feats]
+    content, xyzr, order = content.double(), xyzr.double(), torch.randperm(7)
     batched = model(feats, content, xyzr)
     for b in range(3):
         one = slice(b, b + 1)
-        single = model([f[one] for f in feats], content[one], xyzr[one])
+        single = model(
+            [f[one] for f in feats], content[one, order], xyzr[one, order]
+        )
         for s, many in zip(single, batched, strict=True):
             for found, expected in zip(s, many, strict=True):
-                torch.testing.assert_close(found, expected[one])
-
-
-@pytest.mark.parametrize('mode', MODES)
-def test_queries_can_be_permuted(mode: str) -> None:
-    model = decoder(mode).double()
-    randomise(model)
-    feats = [feat.double() for feat in pyramid(1)]
-    content = torch.randn(1, 7, 32, dtype=torch.float64)
-    xyzr = positions(1, 7).double()
-    order = torch.randperm(7)
-    permuted = model(feats, content[:, order], xyzr[:, order])
-    for found, expected in zip(
-        permuted, model(feats, content, xyzr), strict=True
-    ):
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y[:, order])
+                torch.testing.assert_close(found, expected[one, order])
 
 
 def test_positions_are_detached_between_stages() -> None:
     model = decoder()
     randomise(model)
-    content = torch.randn(1, 7, 32)
-    outputs = model(pyramid(1), content, positions(1, 7))
+    outputs = model(*inputs(1))
     outputs[-1].bboxes.sum().backward()
     first, last = model.heads.reg.out.dense[0], model.heads.reg.out.dense[-1]
     assert first.grad is None  # the first refinement is behind a detach
@@ -106,7 +100,7 @@ def test_positions_are_detached_between_stages() -> None:
     assert model.ffn.fc1.dense[0].grad.any()  # content is not detached
 
 
-@pytest.mark.parametrize('mode', MODES)
+@all_modes
 def test_init_weights_twice_equals_once_in_law(mode: str) -> None:
     sizes = {'embed_dims': 64, 'in_points': 16, 'out_points': 32}
     model = decoder(mode, **sizes, feedforward_channels=128)
@@ -125,29 +119,6 @@ def test_init_weights_twice_equals_once_in_law(mode: str) -> None:
         torch.testing.assert_close(value, once[name], rtol=0.15, atol=0)
 
 
-def count(config: dict) -> int:
-    with torch.device('meta'):
-        model = AdaMixerDecoder(num_classes=80, **config)
-    return sum(p.numel() for p in model.parameters())
-
-
-def test_parameters_of_the_default_decoders() -> None:
-    assert count({}) == 110_272_296
-    lors = {
-        'num_groups': 2,
-        'in_points': 64,
-        'stacks': {
-            'mixing_kernels': {
-                'mode': 'lors',
-                'rank': 16,
-                'num_param_groups': [1, 1, 2, 2, 3, 3],
-            },
-            'mixing_out_proj': {'mode': 'lors', 'rank': 8},
-        },
-    }
-    assert count(lors) == 35_348_264
-
-
 def test_a_checkpoint_holds_every_tensor_once() -> None:
     model = decoder()
     file = io.BytesIO()
@@ -160,78 +131,44 @@ def test_a_checkpoint_holds_every_tensor_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ('changes', 'error', 'message'),
+    ('changes', 'message'),
     [
-        ({'num_stages': -1}, ValueError, 'decoder.num_stages=-1: expected an'),
-        ({'num_stages': '6'}, TypeError, "decoder.num_stages='6': expected"),
-        ({'num_classes': 0}, ValueError, 'decoder.num_classes=0'),
-        ({'num_cls_fcs': -1}, ValueError, 'decoder.num_cls_fcs=-1'),
-        ({'embed_dims': 36}, ValueError, 'decoder.embed_dims=36: expected a'),
-        ({'num_heads': 5}, ValueError, 'not divisible by decoder.num_heads=5'),
-        ({'num_groups': 3}, ValueError, 'divisible by decoder.num_groups=3'),
-        ({'strides': [4, 0]}, ValueError, r'decoder.strides\[1\]=0'),
+        ({'num_stages': -1}, 'num_stages=-1: expected an integer of at le'),
+        ({'num_stages': '6'}, "num_stages='6': expected an integer of at"),
+        ({'num_classes': 0}, 'num_classes=0'),
+        ({'num_cls_fcs': -1}, 'num_cls_fcs=-1'),
+        ({'embed_dims': 36}, 'embed_dims=36: expected a multiple'),
+        ({'num_heads': 5}, '.* not divisible by decoder.num_heads=5'),
+        ({'num_groups': 3}, '.* not divisible by decoder.num_groups=3'),
+        ({'strides': [4, 0]}, r'strides\[1\]=0'),
         (
             {'stacks': {'mixing': {}}},
-            ValueError,
-            r"decoder.stacks has \['mixing'\]: expected keys out of \['atten",
-        ),
-        (
-            {'stacks': {'mixing_kernels': {'mode': 'lora'}}},
-            ValueError,
-            "decoder.stacks.mixing_kernels.mode='lora': expected one of",
+            r"stacks has \['mixing'\]: expected keys",
         ),
         (
             {'num_stages': 4},
-            ValueError,
-            r'decoder.stacks.mixing_kernels.num_param_groups=\[1, 2, 1\] has '
-            r'3 entries: expected one value, or one for each of the 4 layers',
+            r'stacks.mixing_kernels.num_param_groups=\[1, 2, 1\] has 3 entri',
         ),
         (
             {'stacks': {'mixing_out_proj': {'mode': 'lors', 'rank': 33}}},
-            ValueError,
-            'decoder.stacks.mixing_out_proj.rank=33: expected values from 0 '
-            'to 32',
+            'stacks.mixing_out_proj.rank=33: expected values from 0 to 32',
         ),
     ],
 )
-def test_wrong_settings(
-    changes: dict, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+def test_wrong_settings(changes: dict, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f'decoder.{message}'):
         AdaMixerDecoder(**decoder_config(**changes))
 
 
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        (
-            {
-                'num_stages': 2,
-                'stacks': {
-                    **stacks('lors'),
-                    'mixing_kernels': {'mode': 'lors', 'rank': 2},
-                },
-            },
-            r'decoder.stacks.attention: the checkpoint \(attention.in_proj.\*'
-            r"\) holds mode 'dense', 2 layers; the model was built with mode "
-            r"'dense', 3 layers",
-        ),
-        (
-            {
-                'stacks': {
-                    **stacks('lors'),
-                    'mixing_out_proj': {'mode': 'lors', 'rank': 4},
-                }
-            },
-            r'decoder.stacks.mixing_out_proj: .* ranks .*4.*3',
-        ),
-    ],
-)
-def test_a_checkpoint_of_another_depth_or_rank(
-    changes: dict, message: str
-) -> None:
-    other = decoder(**changes).state_dict()
-    with pytest.raises(ValueError, match=message):
+def test_a_checkpoint_of_another_depth_is_refused() -> None:
+    """Also with ``strict=False``; the stack is named."""
+    other = decoder(num_stages=2, stacks={}).state_dict()
+    with pytest.raises(
+        ValueError,
+        match=r'decoder.stacks.attention: the checkpoint \(attention.in_proj.'
+        r"\*\) holds mode 'dense', 2 layers; the model was built with mode "
+        r"'dense', 3 layers",
+    ):
         decoder().load_state_dict(other, strict=False)
 
 
@@ -255,12 +192,11 @@ def test_one_graph_for_all_sizes(with_cp: bool) -> None:
         model, fullgraph=True, dynamic=True, backend=counter
     )
     for batch, size in ((6, (160, 224)), (5, (288, 192))):
-        inputs = pyramid(batch, size=size)
-        content, xyzr = torch.randn(batch, 11, 32), positions(batch, 11)
+        batch_of = inputs(batch, 11, size=size)
         for train in (True, False):
             with torch.set_grad_enabled(train):
-                found = compiled(inputs, content, xyzr)[-1]
-                expected = model(inputs, content, xyzr)[-1]
+                found = compiled(*batch_of)[-1]
+                expected = model(*batch_of)[-1]
             torch.testing.assert_close(found, expected)
     assert counter.frame_count == 2
 
@@ -273,11 +209,7 @@ class OnlyOn(TorchDispatchMode):
         self.kind = kind
 
     def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves((args, kwargs, out)):
@@ -286,15 +218,15 @@ class OnlyOn(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize('mode', MODES)
+@all_modes
 def test_forward_never_leaves_the_gpu(mode: str) -> None:
     """No copy to or from the host, no wait for a value: it can be recorded."""
     with FakeTensorMode(), torch.device('cuda'):
         model = decoder(mode)
-        feats = [feat.requires_grad_() for feat in pyramid(2)]
-        inputs = feats, torch.randn(2, 7, 32), positions(2, 7)
+        feats, content, xyzr = inputs(2)
+        feats = [feat.requires_grad_() for feat in feats]
         with OnlyOn('cuda'):
-            model(*inputs)
+            model(feats, content, xyzr)
 
 
 @pytest.mark.parametrize(

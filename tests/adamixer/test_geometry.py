@@ -57,14 +57,9 @@ def test_overlap_by_hand() -> None:
     assert iof[3].tolist() == [0.0] * 4  # no area: no division by zero
 
 
-@pytest.mark.parametrize(
-    ('dtype', 'expected'),
-    [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_at_least_float32(dtype: torch.dtype, expected: torch.dtype) -> None:
-    assert at_least_float32(torch.zeros(1, dtype=dtype)).dtype == expected
+def test_at_least_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert at_least_float32(torch.zeros(1, dtype=dtype)).dtype == (
+            torch.float32
+        )
+    assert at_least_float32(torch.zeros(1).double()).dtype == torch.float64

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,66 +96,43 @@ def test_what_is_wrong_is_not_timed(
     assert ' ms ' not in capsys.readouterr().out
 
 
-def as_measured(case: cases.Case, axis: str | None) -> dict[str, Any]:
-    """As if it had been measured: LORS takes half of anything else."""
-    found = {
-        name: {
-            'error': 1e-6, 'macs': 10**9, 'peak_bytes': 10**8 // half,
-            'seconds': [0.5 / half, 0.3 / half, 0.4 / half],
-        }
-        for name in case.variants
-        for half in [2 if name.startswith('lors') else 1]
-    }  # fmt: skip
-    return {
-        'label': case.label, 'case': asdict(case), 'variants': found,
-        'sweep': axis,
-    }  # fmt: skip
-
-
 def test_render(tmp_path: Path) -> None:
-    document = tmp_path / 'performance.md'
+    """Ratios are those of the rounds, against the first variant."""
+    document, out = tmp_path / 'performance.md', tmp_path / 'out.json'
     document.write_text(decoder.DOCUMENT.read_text())
-    command = ['--document', str(document), '--render']
-    for name, device in (('compare', 'cpu'), ('sweeps', None)):
-        results = [as_measured(c, a) for a, c in cases.preset(name, device)]
-        write_results(tmp_path / name, name, results)
-        command.append(str(tmp_path / name))
+    seconds = {'dense': [0.5, 0.3, 0.4], 'lors': [0.25, 0.15, 0.2]}
+    found = {
+        name: {'error': 1e-6, 'macs': 9, 'peak_bytes': 8, 'seconds': each}
+        for name, each in seconds.items()
+    }
+    write_results(out, [{'label': 'mixing', 'variants': found}])
+    command = ['--document', str(document), '--render', str(out)]
     decoder.main(command)
     text = document.read_text()
-    blocks = [
-        text.split(BEGIN.format(name))[1].split(END.format(name))[0]
-        for name in ('compare', 'sweeps')
-    ]
-    for block in blocks:
-        rows = re.findall(r'\| ([\w-]+) +\| (\d\.\d\d) .*\n', block)
-        assert {name for name, _ in rows} >= {'dense', 'reference', 'lors'}
-        for name, ratio in rows:
-            assert ratio == ('0.50' if name.startswith('lors') else '1.00')
-    assert re.findall(r'\*\*(\w+)\*\*:', blocks[1]) == [*cases.SWEEPS]
+    block = text.split(BEGIN)[1].split(END)[0]
+    rows = re.findall(r'\| (\w+) +\| (\d\.\d\d) .*\n', block)
+    assert rows == [('dense', '1.00'), ('lors', '0.50')]
     decoder.main(command)
     assert document.read_text() == text
 
 
-def test_preset(
+def test_compare(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What is there is written after each case; without a GPU some is not."""
-    out = tmp_path / 'sweeps.json'
+    """Without a GPU its cases are left out; what is there is written."""
+    out = tmp_path / 'compare.json'
     case = cases.Case(
         'mixing', 'forward', ('dense', 'lors'), stages=2, rank=2, queries=3,
         num_param_groups=1,
     )  # fmt: skip
-    swept = [('K', case), ('K', replace(case, num_param_groups=2))]
-    on_gpu = (None, replace(case, device='cuda'))
+    on_gpu = replace(case, device='cuda')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(decoder, 'preset', lambda *_: [*swept, on_gpu])
-    arguments = ['--preset', 'sweeps', '--rounds', '1', '--out', str(out)]
-    decoder.main(arguments)
-    results = json.loads(out.read_text())['results']
-    assert [r['case']['num_param_groups'] for r in results] == [1, 2]
-    assert {r['sweep'] for r in results} == {'K'}
+    monkeypatch.setattr(decoder, 'COMPARED', [case, on_gpu])
+    decoder.main(['--compare', '--rounds', '1', '--out', str(out)])
+    (result,) = json.loads(out.read_text())['results']
+    assert list(result['variants']) == ['dense', 'lors']
     assert 'not measured, torch finds no GPU' in capsys.readouterr().out
 
 
@@ -165,10 +142,7 @@ def test_preset(
         (['--batch', '0'], '--batch 0: expected 1 or more'),
         (['--device', 'tpu'], '--device tpu: expected cpu, cuda'),
         (['--rank', '99'], 'mixing_kernels.rank=99: expected'),
-        (
-            ['--preset', 'compare', '--batch', '3'],
-            r"--preset compare: has its own \['batch'\]",
-        ),
+        (['--compare', '--batch', '3'], r"--compare: has its own \['batch'"),
         (['--variants', 'lors', 'lors'], '--variants: names one twice'),
         (['--variants', 'lors-graphed'], 'lors-graphed: needs --device cuda'),
         (
@@ -179,20 +153,15 @@ def test_preset(
     ],
 )
 def test_errors(arguments: list[str], message: str) -> None:
-    own = {'--preset', '--rank', '--render', '--batch', '--device'}
+    own = {'--compare', '--rank', '--render', '--batch', '--device'}
     shape = [] if own & set(arguments) else SMALL
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
         decoder.main([*shape, *arguments])
 
 
-def test_rendering_errors(tmp_path: Path) -> None:
+def test_a_document_without_marks(tmp_path: Path) -> None:
     file, document = tmp_path / 'own.json', tmp_path / 'empty.md'
     document.write_text('no marks')
-    command = ['--render', str(file), '--document', str(document)]
-    for preset, message in (
-        (None, 'expected results of --preset'),
-        ('compare', 'expected the lines'),
-    ):
-        write_results(file, preset, [])
-        with pytest.raises(SystemExit, match=f'error: .*{message}'):
-            decoder.main(command)
+    write_results(file, [])
+    with pytest.raises(SystemExit, match=r'error: .*expected the lines'):
+        decoder.main(['--render', str(file), '--document', str(document)])

@@ -93,21 +93,17 @@ def detector_config(mode: str = 'lors', **changes: Any) -> ConfigDict:
             'bgr_to_rgb': True,
             'pad_size_divisor': 32,
         },
-        'backbone': {
-            'type': 'ResNet',
-            'depth': 18,
-            'base_channels': 8,
-            'stem_channels': 8,
-            'norm_eval': True,
-        },
-        'neck': {
-            'type': 'SharedNormMapper',
-            'in_channels': [8, 16, 32, 64],
-            'out_channels': 32,
-        },
+        'backbone': dict(
+            type='ResNet', depth=18, base_channels=8, stem_channels=8,
+            norm_eval=True,
+        ),
+        'neck': dict(
+            type='SharedNormMapper', in_channels=[8, 16, 32, 64],
+            out_channels=32,
+        ),
         'decoder': {'type': 'AdaMixerDecoder', **decoder_config(mode)},
         'criterion': criterion_config(),
-    }
+    }  # fmt: skip
     return ConfigDict({**config, **changes})
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from helpers.factories import build, criterion_config
 from helpers.golden_files import Comparison, Golden
+from helpers.golden_modules import official_gradients
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
@@ -20,7 +21,7 @@ from lors_det.convert.detector_names import (
     decoder_renames,
     neck_renames,
 )
-from lors_det.convert.tensors import Rename, to_official, to_ours
+from lors_det.convert.tensors import Rename, to_ours
 
 
 def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,17 +178,6 @@ def official_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     total = sum(v for k, v in losses.items() if 'loss' in k)
     found = {f'stage{k[1:].replace(".", "_")}': v for k, v in losses.items()}
     return {**found, 'total': total}
-
-
-def official_gradients(
-    model: nn.Module, renames: list[Rename]
-) -> dict[str, Tensor]:
-    ours = {
-        name: parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    return to_official(ours, renames)
 
 
 def norms(

@@ -25,11 +25,11 @@ from helpers.golden_decoders import (
     image_sizes,
     load,
     norms,
-    official_gradients,
     official_losses,
     renames_of,
 )
 from helpers.golden_files import Comparison, Golden
+from helpers.golden_modules import official_gradients
 from lors_det.adamixer import AdaMixer
 from lors_det.convert.models import convert, revert
 from lors_det.convert.tensors import Rename

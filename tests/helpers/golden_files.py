@@ -55,13 +55,8 @@ class Comparison:
         if sorted(self.found) != sorted(self.expected):
             only = set(self.found) ^ set(self.expected)
             raise AssertionError(f'{self.kind}: not on both sides: {only}')
-        measure = {
-            'outputs': relative_error,
-            'gradients': relative_error,
-            'boxes': absolute_error,
-            'pixels': absolute_error,
-            'equal': absolute_error,
-        }[self.kind]
+        is_relative = self.kind in ('outputs', 'gradients')
+        measure = relative_error if is_relative else absolute_error
         return {
             k: measure(self.found[k], self.expected[k]) for k in self.found
         }
@@ -152,11 +147,6 @@ def golden_files() -> list[Path]:
     if not files:
         raise FileNotFoundError(f'{GOLDEN_DIR} holds no recorded file')
     return files
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a type, without its module."""
-    return str(dtype).removeprefix('torch.')
 
 
 def absolute_error(found: Tensor, expected: Tensor) -> float:

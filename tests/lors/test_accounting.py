@@ -15,6 +15,7 @@ def test_parts_of_a_static_stack() -> None:
     assert (count.dense, count.other) == (0, 24)
     (stack,) = count.stacks
     assert (stack.name, stack.mode, stack.shape) == ('0', 'lors', (8, 10))
+    assert '| 0 | lors | 3 of 8 x 10 | 240 |' in str(count)
 
 
 @pytest.mark.parametrize('mode', MODES)

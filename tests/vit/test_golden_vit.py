@@ -19,7 +19,6 @@ from helpers.golden_files import (
     Check,
     Comparison,
     Golden,
-    dtype_name,
 )
 from torch import Tensor
 
@@ -146,7 +145,7 @@ CHECKS: list[Check] = [vit_outputs, vit_losses, vit_gradients, vit_conversion]
             path,
             check,
             dtype,
-            id=f'{path.stem}-{check.__name__}-{dtype_name(dtype)}',
+            id=f'{path.stem}-{check.__name__}-{dtype}',
         )
         for path in FILES
         for check in CHECKS
