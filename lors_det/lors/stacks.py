@@ -381,7 +381,8 @@ class AdaptiveStack(Stack):
         w = self._as_matrices(full(query))  # (..., G, rows, cols)
         b = b.expand(*w.shape[:-2], -1, -1).flatten(0, -3)
         # In place: nothing else holds w, and it is most of the memory.
-        w.flatten(0, -3).baddbmm_(b.to(w), ea.flatten(0, -3).to(w))
+        terms = b.to(w), ea.flatten(0, -3).to(w)
+        w.view(-1, self.rows, self.cols).baddbmm_(*terms)
         return w
 
     def summed_generator(self, layer: int) -> tuple[Tensor, Tensor]:
