@@ -57,11 +57,12 @@ def train(
     check_evaluator(cfg, 'val')
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
+    runner = build_runner(cfg, errors)
     if not resume_from and os.environ.get('RANK', '0') == '0':
+        # Only now: a wrong setting must not touch an earlier run.
         set_aside_checkpoints(
             checkpoint_folder(cfg), needed=cfg.get('load_from')
         )
-    runner = build_runner(cfg, errors)
     runner.train()
     del runner
     leave()

@@ -163,6 +163,8 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
         ('test.py {config} {empty}', 'CHECKPOINT: {empty} is empty'),
         ('train.py {config} --resume no.pth', '--resume: no.pth does not'),
         ('train.py {config} --resume {text}', '{text} is no checkpoint, or '),
+        ('test.py {config} {dangling}', 'CHECKPOINT: {dangling} does not'),
+        ('train.py {config} --resume {loop}', '--resume: {loop} does not'),
         ('train.py {config} --resume {other}', '{other}: none of its 0 '
          'weights fits the model'),
         ('train.py {config} --launcher pytorch', '--launcher pytorch: RANK is '
@@ -178,11 +180,13 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
     names = {'config': CONFIG}
     names |= {
         name: str(tmp_path / f'{name}.pth')
-        for name in ('empty', 'text', 'other')
+        for name in ('empty', 'text', 'other', 'dangling', 'loop')
     }
     Path(names['empty']).touch()
     Path(names['text']).write_text('text')
     torch.save({'state_dict': {}}, names['other'])
+    Path(names['dangling']).symlink_to(tmp_path / 'gone.pth')
+    Path(names['loop']).symlink_to(names['loop'])
     words = [word.format(**names) for word in command.split()]
     if '--work-dir' not in words:
         words += ['--work-dir', str(tmp_path / 'run')]

@@ -83,9 +83,13 @@ def test_an_overwritten_run_is_not_resumed(
             run('train', '--work-dir', tmp_path, '--overwrite')
         assert latest_checkpoint(str(tmp_path)) is None
     else:  # nor is it set aside for a command that is refused
-        with pytest.raises(SystemExit, match='does not exist'):
-            run(
-                'train', '--work-dir', tmp_path, '--overwrite',
-                '--cfg-options', 'train_dataloader.dataset.ann_file=none.json',
-            )  # fmt: skip
-        assert latest_checkpoint(str(tmp_path)) == str(old)
+        for option, message in (
+            ('train_dataloader.dataset.ann_file=none.json', 'does not exist'),
+            ('model.num_query=3', 'num_query=3: unknown key'),
+        ):
+            with pytest.raises(SystemExit, match=message):
+                run(
+                    'train', '--work-dir', tmp_path, '--overwrite',
+                    '--cfg-options', option,
+                )  # fmt: skip
+            assert latest_checkpoint(str(tmp_path)) == str(old)
