@@ -95,6 +95,23 @@ def test_adaptive_forward_is_the_definition(mode: str) -> None:
 
 
 @all_modes
+def test_many_queries_are_many_single_ones(mode: str) -> None:
+    """With more queries than their size, terms go to the generator."""
+    layers = stack(AdaptiveStack, mode).double()
+    randomise(layers)
+    query = inputs(AdaptiveStack, 20).double().requires_grad_()
+    wanted = [query, *layers.parameters()]
+    found, gradients = [], []
+    for parts in (query[None], query[:, None]):
+        found.append(torch.cat([layers(part, 2) for part in parts]))
+        loss = found[-1].square().sum()
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients.append([x for x in grads if x is not None])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@all_modes
 def test_generating_under_autocast(mode: str) -> None:
     layers = stack(AdaptiveStack, mode)
     randomise(layers)
