@@ -176,7 +176,7 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
     text = one_line(error)
     if isinstance(node, Mapping):  # some messages begin with the class
         text = text.removeprefix(f'{node.get("type")}.')
-    keyed = re.match(r'(?:model\.)?((\w+)[\w.]*)=', text)
+    keyed = re.match(r'(?:model\.)?((\w+)[\w.\[\]]*)=', text)
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
     if keyed:  # the message names its key: complete the path
         while path and keyed[2] not in _names(_get(settings, path)):

@@ -28,6 +28,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lors_det.errors import UsageError
 from lors_det.files import PART, atomic_write, find_damage
@@ -215,6 +216,19 @@ def _first(names: Any) -> str:
     return f'{len(names)} ({", ".join(names[:3])}{more})'
 
 
+def _check_optimizer(
+    optimizer: Optimizer, checkpoint: Mapping[str, Any], name: str
+) -> None:
+    """Refuse the state of an optimiser with other settings."""
+    groups = checkpoint.get('optimizer', {}).get('param_groups') or [{}]
+    missing = sorted(optimizer.defaults.keys() - groups[0].keys())
+    if missing:
+        raise UsageError(
+            f'--resume: {name} is of a run with another optimiser: it has no '
+            f'{_first(missing)} for {type(optimizer).__name__}'
+        )
+
+
 def _is_resumable(meta: Any) -> bool:
     return isinstance(meta, dict) and all(
         isinstance(meta.get(key), int) and meta[key] >= 0
@@ -273,6 +287,8 @@ class SafeCheckpointHook(CheckpointHook):
             model = model.module
         name = runner._load_from or 'the checkpoint'
         load_strictly(model, checkpoint, name, purpose)
+        if purpose == 'resume' and is_training:
+            _check_optimizer(runner.optim_wrapper.optimizer, checkpoint, name)
 
     def before_train(self, runner: Runner) -> None:
         """Remove interrupted writes, rename checkpoints of another run."""

@@ -101,6 +101,8 @@ OPTIONS = {
     'model.neck.in_channels=[8,16,32,65]': 'CONFIG: model.neck.in_channels='
     '[8, 16, 32, 65]: the backbone gives [8, 16, 32, 64]',
     'model.decoder.num_classes=3': 'CONFIG: model.decoder.num_classes=3: ',
+    'model.decoder.strides=[8,16,32,64]': 'CONFIG: model.decoder.strides[0]=8:'
+    ' level 0 of the neck is ',
     'model.decoder.stacks.mixing_kernels.rank=1000': 'CONFIG: model.decoder.'
     'stacks.mixing_kernels.rank=1000: expected values from 0 to 4',
 }  # fmt: skip

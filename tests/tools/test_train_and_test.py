@@ -184,6 +184,17 @@ def test_a_checkpoint_of_another_rank(trained: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_another_optimiser(trained: tuple[Path, str]) -> None:
+    arguments = (
+        '--resume', trained[0] / 'iter_4.pth',
+        '--work-dir', trained[0] / 'other',
+    )  # fmt: skip
+    option = 'optim_wrapper.optimizer.type=SGD'
+    with pytest.raises(SystemExit, match='is of a run with another optimiser'):
+        run_here(*small_run('train', *arguments, options=(option,)))
+
+
+@pytest.mark.slow
 def test_the_error_is_the_last_line_of_a_launcher(tmp_path: Path) -> None:
     _, config, *options = small_run('train', options=('model.num_queries=0',))
     output = run(
