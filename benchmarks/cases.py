@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared, and at which shapes."""
+"""The compared variants and shapes."""
 
 from __future__ import annotations
 

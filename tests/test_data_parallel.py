@@ -111,23 +111,33 @@ def all_steps(size: int) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize('size', [2, 3])
 def test_processes_are_one(size: int) -> None:
-    """Up to a constant that mmdet's losses add to their divisor."""
+    """Up to a constant that mmdet's losses add to their divisor.
+
+    It is taken out; what is left is rounding, and AdamW's own epsilon, which
+    does not scale with the gradient.
+    """
     found = in_processes(size, all_steps, size)
-    for single, *others in zip(all_steps(size), *found, strict=True):
+    cases = [case for case in CASES if size == 2 or case[0] == 'lors']
+    results = zip(cases, all_steps(size), *found, strict=True)
+    for (_, counts, _), single, *others in results:
         losses, gradients, weights = single
+        matched = max(1, sum(min(count, 7) for count in counts))  # 7 queries
+        eps = torch.finfo(torch.float32).eps
+        factor = (matched + eps) / (matched + size * eps)
         for number, expected in enumerate(losses):
             assert len(expected) == 3 * 3 + 1
             for name, value in expected.items():
                 mean = np.mean([each[0][number][name] for each in others])
-                assert mean == pytest.approx(value, 1e-6, 1e-12), name
+                assert mean == pytest.approx(factor * value, 1e-9, 1e-12), name
         for each in others:
             for step, expected in zip(each[1], gradients, strict=True):
                 largest = max(x.abs().max().item() for x in expected)
                 assert largest > 1e-3
+                scaled = [factor * x for x in expected]
                 torch.testing.assert_close(
-                    step, expected, rtol=0, atol=1e-6 * largest
+                    step, scaled, rtol=0, atol=1e-8 * largest
                 )
-            torch.testing.assert_close(each[2], weights, rtol=0, atol=1e-6)
+            torch.testing.assert_close(each[2], weights, rtol=0, atol=1e-8)
             # From process to process it is the same bit by bit.
             torch.testing.assert_close(each[2], others[0][2], rtol=0, atol=0)
 

@@ -22,7 +22,7 @@ from lors_det.adamixer.settings import check_decoder
 
 
 class StageOutput(NamedTuple):
-    """What one stage predicts.
+    """Predictions of one stage.
 
     Args:
         cls_logits: (B, N, num_classes) before the sigmoid.

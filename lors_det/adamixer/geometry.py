@@ -108,7 +108,7 @@ def position_embedding(xyzr: Tensor, dim: int) -> Tensor:
 
 
 def intersection_over_foreground(boxes: Tensor) -> Tensor:
-    """Which part of each box lies inside each other box.
+    """Compute which part of each box lies inside each other box.
 
     Args:
         boxes: (B, N, 4) x1, y1, x2, y2 in pixels.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What closes a stage: the feed-forward network and the two branches."""
+"""The end of a stage: feed-forward network, class and box branches."""
 
 from __future__ import annotations
 
@@ -153,7 +153,10 @@ class PredictionHeads(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the release: probability 0.01, positions start unrefined."""
+        """Draw initial values as the release does.
+
+        All classes start with probability 0.01, all positions unrefined.
+        """
         self.cls.reset_parameters()
         for bias in self.cls.out.bias:
             nn.init.constant_(bias, -math.log(1 / PRIOR_PROBABILITY - 1))

@@ -96,7 +96,7 @@ def max_ranks(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def check_neck(
-    in_channels: object, out_channels: object, num_norm_groups: object
+    in_channels: Any, out_channels: Any, num_norm_groups: Any
 ) -> None:
     """Check the settings of `SharedNormMapper`.
 
@@ -110,16 +110,12 @@ def check_neck(
         ValueError: If a size is below 1, or groups do not divide channels.
     """
     check_list(1, 'neck.in_channels', in_channels)
-    sizes: dict[str, Any] = {
-        'neck.out_channels': out_channels,
-        'neck.num_norm_groups': num_norm_groups,
-    }
-    check_at_least(1, **sizes)
-    (_, channels), (_, groups) = sizes.items()
-    if channels % groups:
+    check_at_least(1, **{'neck.out_channels': out_channels})
+    check_at_least(1, **{'neck.num_norm_groups': num_norm_groups})
+    if out_channels % num_norm_groups:
         raise ValueError(
-            f'neck.out_channels={channels} is not divisible by '
-            f'neck.num_norm_groups={groups}'
+            f'neck.out_channels={out_channels} is not divisible by '
+            f'neck.num_norm_groups={num_norm_groups}'
         )
 
 

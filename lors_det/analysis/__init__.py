@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one looks at: costs, timing, plots."""
+"""Costs, timing and plots of models."""

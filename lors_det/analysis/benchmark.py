@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """How detectors are measured.
+    """Options of a measurement of detectors.
 
     Args:
         batch_size: Images B of a batch.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools/ call: arguments in, one clear line out when one is wrong."""
+"""The commands behind tools/: arguments in, one clear line if one is wrong."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is checked before a run is built, and no component checks itself."""
+"""Checks before a run is built, of what no component checks itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training and testing share: from arguments to a runner."""
+"""From arguments to a runner, for training and testing."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs and mmengine lacks."""
+"""Hooks that mmengine lacks: exact resume, safe checkpoints, bad steps."""

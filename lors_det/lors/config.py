@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the N matrices of a stack come from: four modes, and their checks."""
+"""The settings of a stack: four modes, ranks, and their checks."""
 
 from __future__ import annotations
 
