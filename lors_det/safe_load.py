@@ -190,8 +190,8 @@ def _history_method(owner: Any, name: str) -> Any:
 
 #: What a checkpoint of mmengine or mmcv holds besides tensors: the history
 #: of the log, and arrays and numbers of numpy, whose two functions have other
-#: names in numpy 1 (to mypy, `__reduce__` may give a string). Nothing here runs
-#: anything.
+#: names in numpy 1. Nothing here runs anything. (To mypy, the first entry of
+#: ``__reduce__`` may be a string.)
 ALLOWED: list[Any] = [
     (_history_method, 'builtins.getattr'), HistoryBuffer, np.ndarray, np.dtype,
     *(type(np.dtype(code)) for code in '?bhilqBHILQefdgFDGSU'),
