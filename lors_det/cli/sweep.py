@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -30,6 +29,7 @@ from scipy import stats
 
 from lors_det.adamixer import AdaMixer
 from lors_det.analysis.costs import build_on_meta, count_macs
+from lors_det.analysis.run_log import read_starts
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
@@ -358,15 +358,8 @@ def _lock(folder: Path) -> IO[str]:
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    starts: list[list[dict[str, Any]]] = [[]]
-    for start in sorted(work_dir.glob('*/vis_data')):
-        starts.append([])
-        file = start / 'scalars.json'
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            # The last line is cut off where a run was killed.
-            if line.endswith('}'):
-                starts[-1].append(json.loads(line))
-    if not starts[-1] or 'iter' in starts[-1][-1]:
+    starts = read_starts(work_dir)
+    if not starts or not starts[-1] or 'iter' in starts[-1][-1]:
         return {}
     records = list(itertools.chain(*starts))
     evaluations = [
