@@ -46,6 +46,17 @@ OPTIONS = {
     "'minsize'; did you mean 'min_size'?",
     'optim_wrapper.paramwise_cfg.bias_lr=1': '--cfg-options optim_wrapper.'
     "paramwise_cfg.bias_lr=1: nothing reads 'bias_lr'; did you mean",
+    'env_cfg.dist_cfg=5': '--cfg-options env_cfg.dist_cfg=5: expected a dict',
+    'model=5': '--cfg-options model=5: expected a dict, as in the config',
+    'param_scheduler.1.milestones=abc': '--cfg-options param_scheduler.1.'
+    "milestones='abc': expected numbers, as in the config",
+    # variables of the file
+    'data_root=/x': "--cfg-options data_root='/x': the config file has used "
+    "'data_root' already; change train_dataloader.dataset.data_root, ",
+    'max_iters=5': '--cfg-options max_iters=5: the config file has used '
+    "'max_iters' already; change train_cfg.max_iters, ",
+    'vis_backends.0.type=Foo': "--cfg-options vis_backends.0.type='Foo': the "
+    "config file has used 'vis_backends' already; change visualizer.vis_back",
     # files
     'train_dataloader.dataset.data_root=/a/with  space/x': 'train_dataloader.'
     'dataset.ann_file: /a/with  space/x/annotations/instances_train.json '
@@ -62,10 +73,12 @@ OPTIONS = {
     # optimiser, schedule, loops
     'optim_wrapper.type=Foo': "CONFIG: optim_wrapper.type='Foo': no "
     "optim_wrapper of this name; expected one of ['AmpOptimWrapper', ",
+    'optim_wrapper.optimizer.type=AdamX': 'CONFIG: optim_wrapper.optimizer.'
+    "type='AdamX': no optimizer of this name; did you mean 'Adam'?",
     'optim_wrapper.clip_grad.max_norm=-1': 'CONFIG: optim_wrapper.clip_grad.'
     'max_norm=-1: expected a number above 0',
     'optim_wrapper.optimizer.lr=-1': 'CONFIG: optim_wrapper.optimizer.lr=-1: ',
-    'param_scheduler=5': 'CONFIG: param_scheduler=5: ',
+    'param_scheduler=5': '--cfg-options param_scheduler=5: expected a dict',
     'param_scheduler.0.start_factor=5': 'CONFIG: param_scheduler.0={',
     'train_cfg.max_iters=1.5': 'CONFIG: train_cfg.max_iters=1.5: ',
     'train_cfg.maxiters=4': 'CONFIG: train_cfg.maxiters=4: unknown key; did '
@@ -90,7 +103,6 @@ OPTIONS = {
     'log_level=FOO': "CONFIG: log_level='FOO': ",
     'env_cfg.mp_cfg.mp_start_method=a': 'CONFIG: env_cfg={',
     # model
-    'model=5': f'CONFIG: {CONFIG}: model=5: expected a dict',
     'model.type=AdaMixr': "CONFIG: model.type='AdaMixr': no model of this "
     "name; did you mean 'AdaMixer'?",
     'model.num_query=3': 'CONFIG: model.num_query=3: unknown key; did you '
@@ -173,6 +185,9 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
          'not set; expected to be started by that launcher'),
         ('train.py {config} --work-dir {empty}', "CONFIG: work_dir='{empty}': "
          '{empty}: File exists'),
+        # A folder that even root cannot write to.
+        ('train.py {config} --work-dir /proc/no', "CONFIG: work_dir='/proc/no'"
+         ': /proc/no: '),
         ('train.py configs/lors/lors-adamixer_r50_1x_coco.py',
          'train_dataloader.dataset.ann_file: data/coco/annotations/instances_'
          'train2017.json does not exist; get COCO 2017 with '),
