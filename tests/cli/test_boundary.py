@@ -181,6 +181,7 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
         ('train.py {config} --resume {loop}', '--resume: {loop} does not'),
         ('train.py {config} --resume {other}', '{other}: none of its 0 '
          'weights fits the model'),
+        ('test.py {config} {other}', '{other}: none of its 0 weights fits'),
         ('train.py {config} --launcher pytorch', '--launcher pytorch: RANK is '
          'not set; expected to be started by that launcher'),
         ('train.py {config} --work-dir {empty}', "CONFIG: work_dir='{empty}': "
@@ -194,8 +195,7 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
-    names = {'config': CONFIG}
-    names |= {
+    names = {
         name: str(tmp_path / f'{name}.pth')
         for name in ('empty', 'text', 'other', 'dangling', 'loop')
     }
@@ -204,15 +204,12 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
     torch.save({'state_dict': {}}, names['other'])
     Path(names['dangling']).symlink_to(tmp_path / 'gone.pth')
     Path(names['loop']).symlink_to(names['loop'])
-    words = [word.format(**names) for word in command.split()]
+    tool, *words = command.format(**names, config=CONFIG).split()
     if '--work-dir' not in words:
         words += ['--work-dir', str(tmp_path / 'run')]
-    if '{config}' in command:
-        at = words.index(CONFIG)
-        small = small_run('x')
-        words += small[2:]
-        assert words[at] == CONFIG
-    line = error_of(f'tools/{words[0]}', *words[1:])
+    if CONFIG in words:
+        words += small_run(tool)[2:]
+    line = error_of(f'tools/{tool}', *words)
     assert line.startswith(f'error: {message.format(**names)}')
 
 

@@ -182,27 +182,27 @@ def test_inferencer(trained: tuple[Path, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_rank(trained: tuple[Path, str]) -> None:
-    message = (
-        'decoder.stacks.mixing_kernels: the checkpoint '
-        "(decoder.mixing.channel.*) holds mode 'lors', 3 layers, ranks "
-        "{0: '1 x 2', 1: '2 x 2', 2: '3 x 2'}; the model was built with"
-    )
-    arguments = (trained[0] / 'iter_4.pth', '--work-dir', trained[0] / 'other')
-    option = 'model.decoder.stacks.mixing_kernels.rank=3'
-    with pytest.raises(SystemExit, match=re.escape(message)):
-        run_here(*small_run('test', *arguments, options=(option,)))
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_another_optimiser(trained: tuple[Path, str]) -> None:
-    arguments = (
-        '--resume', trained[0] / 'iter_4.pth',
-        '--work-dir', trained[0] / 'other',
+@pytest.mark.parametrize(
+    ('tool', 'option', 'message'),
+    [
+        ('test', 'model.decoder.stacks.mixing_kernels.rank=3',
+         'decoder.stacks.mixing_kernels: the checkpoint '
+         "(decoder.mixing.channel.*) holds mode 'lors', 3 layers, ranks "
+         "{0: '1 x 2', 1: '2 x 2', 2: '3 x 2'}; the model was built with"),
+        ('train', 'optim_wrapper.optimizer.type=SGD',
+         'is of a run with another optimiser'),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_run(
+    tool: str, option: str, message: str, trained: tuple[Path, str]
+) -> None:
+    resume = ['--resume'] if tool == 'train' else []
+    command = small_run(
+        tool, *resume, trained[0] / 'iter_4.pth',
+        '--work-dir', trained[0] / 'other', options=(option,),
     )  # fmt: skip
-    option = 'optim_wrapper.optimizer.type=SGD'
-    with pytest.raises(SystemExit, match='is of a run with another optimiser'):
-        run_here(*small_run('train', *arguments, options=(option,)))
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run_here(*command)
 
 
 @pytest.mark.slow
