@@ -260,9 +260,8 @@ def _part_in_use(
         code = frame.f_code
         if code.co_name in READERS:
             return (READERS[code.co_name],)
-        names = code.co_varnames[: code.co_argcount]
-        if 'optimizer_cfg' in frame.f_locals:  # mmengine builds it itself
-            names = ('optimizer_cfg',)
+        # The last is a local variable of what builds optimisers.
+        names = (*code.co_varnames[: code.co_argcount], 'optimizer_cfg')
         builds = code.co_name.lstrip('_').startswith('build')
         is_runner = code.co_filename.endswith('mmengine/runner/runner.py')
         for name in names:
