@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import os
+import sys
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -192,27 +193,17 @@ class _QuietRunner(Runner):
             **kwargs: As in mmengine.
         """
         logger = super().build_logger(*args, **kwargs)
-        self.held: list[logging.LogRecord] = []
-        self.console = [
-            handler
-            for handler in logger.handlers
-            if type(handler) is logging.StreamHandler
-        ]
-        for handler in self.console:
-            handler.addFilter(self._hold)
+        self.console, *files = logger.handlers
+        self.waiting = MemoryHandler(sys.maxsize, sys.maxsize)
+        self.waiting.setLevel(self.console.level)
+        logger.handlers[:] = [self.waiting, *files]
         return logger
-
-    def _hold(self, record: logging.LogRecord) -> bool:
-        self.held.append(record)
-        return False
 
     def show_log(self) -> None:
         """Print what has been logged, and from now on print at once."""
-        for handler in self.console:
-            handler.removeFilter(self._hold)
-            for record in self.held:
-                handler.emit(record)  # has been filtered already
-        self.held = []
+        self.waiting.setTarget(self.console)
+        self.waiting.flush()
+        self.waiting.capacity = 1
 
 
 class _FirstBatch(Hook):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +161,7 @@ def load_strictly(
     """
     found = checkpoint.get('state_dict', checkpoint)
     state = {
-        re.sub(r'^module\.', '', key): value
+        key.removeprefix('module.'): value
         for key, value in (found.items() if isinstance(found, dict) else ())
         if isinstance(value, Tensor)
     }

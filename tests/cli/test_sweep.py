@@ -158,14 +158,14 @@ def test_what_a_run_is_trained_with(folder: Folder) -> None:
     folder.sweep(
         seeds=[7],
         grid={f'{STACKS}.mixing_kernels': [{'mode': 'dense', 'rank': 0}]},
-        options={'param_scheduler.0.end': 3, 'data_root': 'a b'},
+        options={'param_scheduler.0.end': 3, 'visualizer.name': 'a b'},
     )
     name = f'{STEM}_mixing_kernels-mode-dense-rank-0_seed-7'
     cfg = Config.fromfile(folder.out / f'{name}.py')
     assert cfg.randomness.seed == 7
     assert cfg.model.decoder.stacks.mixing_kernels.mode == 'dense'
     assert cfg.param_scheduler[0].end == 3
-    assert cfg.data_root == 'a b'
+    assert cfg.visualizer.name == 'a b'
     assert cfg.train_pipeline == Config.fromfile(CONFIG).train_pipeline
     path.write_text('{configs: [a], seeds: [0], options: {lr: 4e-4}}')
     assert read_sweep(str(path)).options == {'lr': 4e-4}
