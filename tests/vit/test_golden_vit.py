@@ -23,8 +23,8 @@ from helpers.golden_files import (
 from torch import Tensor
 
 from lors_det.convert.models import convert, revert
-from lors_det.convert.tensors import Shapes, to_official
-from lors_det.convert.vit import vit_renames
+from lors_det.convert.names import Shapes
+from lors_det.convert.vit import vit_names
 from lors_det.vit import ViTClassifier
 
 OWN_DIR = Path(__file__).resolve().parents[1] / 'golden'
@@ -119,8 +119,8 @@ def vit_gradients(golden: Golden) -> Iterator[Comparison]:
     )
     scalar.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
-    renames = vit_renames(Shapes(model.state_dict()))
-    found = {'in/img': images.grad, **to_official(ours, renames)}
+    names = vit_names(Shapes(ours))
+    found = {'in/img': images.grad, **names.to_official(ours)}
     yield Comparison('gradients', found, golden.section('grad/'))
 
 
