@@ -19,7 +19,8 @@ from lors_det.errors import UsageError
 HEAD = 'roi_head.bbox_head.{}.'
 DENSE_MIXING = f'{HEAD}sampling_n_mixing.'
 LORS_MIXING = 'roi_head.adaptive_mixing.'
-#: Generators of the kernels, which tell the two kinds of decoders apart.
+#: Generators of the kernels, which tell the two kinds of decoders apart: the
+#: official name and ours.
 DENSE_KERNELS = (
     f'{DENSE_MIXING.format(0)}adaptive_mixing.parameter_generator.0.weight',
     'decoder.mixing.channel.dense.0.weight',
@@ -83,6 +84,7 @@ NECK = """
 neck.gn_out.(weight|bias)                  neck.norm.(weight|bias)
 neck.lateral_convs.{}.conv.(weight|bias)   neck.convs.{}.(weight|bias)
 """
+#: Parts of the names of the two halves of a joint generator.
 KINDS = '.channel.', '.spatial.'
 #: Low-rank factors of the kernels.
 FACTORS = tuple(
@@ -120,7 +122,11 @@ class DetectorNames(Names):
         self.num_channel_rows = group_channels**2
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors of a release under our names, split."""
+        """Return tensors of a release under our names, split.
+
+        Args:
+            state: Tensors by their official names.
+        """
         ours = {}
         for name, x in super().to_ours(state).items():
             if '.mixing.both.' in name:
@@ -142,7 +148,11 @@ class DetectorNames(Names):
         return ours
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return our tensors under the names of a release, joined."""
+        """Return our tensors under the names of a release, joined.
+
+        Args:
+            state: Tensors by our names.
+        """
         joined = {}
         for name, x in state.items():
             if name.startswith(FACTORS):

@@ -87,6 +87,7 @@ def _is_vit(state: Mapping[str, Tensor]) -> bool:
 
 
 def _recognise(ours: Mapping[str, Tensor]) -> RecognisedModel:
+    """Read the settings of a model from its tensors."""
     recognise = recognise_vit if _is_vit(ours) else recognise_detector
     return recognise(Shapes(ours))
 
@@ -134,7 +135,13 @@ def _check(
 def _naming(
     file: str, rename: Callable[[str], str] = str, hint: str = ''
 ) -> Iterator[None]:
-    """Name the file in errors, also in those of shapes that fit no model."""
+    """Name the file in errors, also in those of shapes that fit no model.
+
+    Args:
+        file: The file.
+        rename: Turns the name of a missing tensor into that of the file.
+        hint: What to add where a tensor is missing.
+    """
     try:
         yield
     except UsageError as error:

@@ -45,19 +45,35 @@ class Names:
         self.pairs = list(pairs)
 
     def ours(self, official: str) -> str:
-        """Return our name of a tensor."""
+        """Return our name of a tensor.
+
+        Args:
+            official: Its name in a release.
+        """
         return _translate(official, self.pairs)
 
     def official(self, ours: str) -> str:
-        """Return the official name of a tensor."""
+        """Return the official name of a tensor.
+
+        Args:
+            ours: Our name.
+        """
         return _translate(ours, [(b, a) for a, b in self.pairs])
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors of a release under our names."""
+        """Return tensors of a release under our names.
+
+        Args:
+            state: Tensors by their official names.
+        """
         return {self.ours(name): x for name, x in state.items()}
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return our tensors under the names of a release."""
+        """Return our tensors under the names of a release.
+
+        Args:
+            state: Tensors by our names.
+        """
         return {self.official(name): x for name, x in state.items()}
 
 
