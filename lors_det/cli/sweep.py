@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +27,9 @@ from matplotlib.figure import Figure
 from mmengine.utils import get_git_hash
 from scipy import stats
 
-from lors_det.analysis.costs import build_on_meta
+from lors_det.adamixer import AdaMixer
+from lors_det.analysis.costs import build_on_meta, count_macs
+from lors_det.analysis.run_log import read_starts
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
@@ -40,13 +41,18 @@ from lors_det.lors import count_parameters
 SEED = 'randomness.seed'
 KINDS = {'configs': str, 'seeds': int, 'command': str}
 # Columns with a '/' are metrics; the others, but these, say what was trained.
-COLUMNS = ('run', 'seed', 'settings', 'commit', 'schedule')
-NUMBERS = ('parameters', 'seconds_per_step', 'best')
+COLUMNS = ('run', 'config', 'seed', 'settings', 'commit', 'schedule')
+COSTS = {
+    'parameters': 'parameters',
+    'decoder_parameters': 'of the decoder',
+    'decoder_gmacs': 'GMACs of the decoder',
+}
+NUMBERS = (*COSTS, 'seconds_per_step', 'best')
 LEGEND = (
-    'Mean ± standard deviation (n - 1) over the runs, last evaluation; best: '
-    'the best evaluation of the first metric. Change: of the first metric '
-    'against the first row, mean over pairs of equal seed and its 95 % '
-    'interval (Student).'
+    'Mean ± standard deviation (n - 1) over the runs, last evaluation. '
+    'Change: of the first metric against the first model, mean over pairs of '
+    'equal seed (and equal other settings) and its 95 % interval (Student). '
+    'GMACs: 10^9 multiply-adds for one image, without sampling.'
 )
 
 
@@ -64,14 +70,15 @@ class Sweep:
     """Content of a sweep file.
 
     Args:
-        configs: Config files, as tools/train.py takes them.
+        configs: Config files, as tools/train.py takes them, by the names
+            that the models get in tables; or a list, for the files' names.
         seeds: Random seeds; every cell of the grid is trained with each.
         grid: Values to try, by the dotted key of the setting.
         options: Settings that are the same in all runs, by dotted key.
         command: What trains: the command before the name of the config.
     """
 
-    configs: list[str]
+    configs: dict[str, str]
     seeds: list[int]
     grid: dict[str, list[Any]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -184,8 +191,11 @@ def read_sweep(path: str) -> Sweep:
                 f'SWEEP: {key}={value!r}: expected settings by their key, and '
                 f'the values of {SEED} under seeds'
             )
+    configs: Any = sweep.configs
+    files = list(configs.values()) if isinstance(configs, dict) else configs
     lists = [(f'grid.{key}', each) for key, each in sweep.grid.items()]
-    lists += [(key, getattr(sweep, key)) for key in KINDS]
+    lists += [('configs', files), ('seeds', sweep.seeds)]
+    lists += [('command', sweep.command)]
     for key, value in lists:
         kind = KINDS.get(key, object)
         is_list = isinstance(value, list) and len(value) > 0
@@ -194,22 +204,28 @@ def read_sweep(path: str) -> Sweep:
             raise UsageError(
                 f'SWEEP: {key}={value!r}: expected a list of {what}'
             )
-    return sweep
+    if configs is files:
+        if len({Path(file).stem for file in files}) < len(files):
+            raise UsageError(
+                f'SWEEP: configs={files}: two have one name; expected '
+                'NAME: FILE for each'
+            )
+        configs = {Path(file).stem: file for file in files}
+    return replace(sweep, configs=configs)
 
 
 def _list_runs(sweep: Sweep) -> list[_Run]:
     """List every config with every cell of the grid and every seed."""
     runs: dict[str, _Run] = {}
     commit = get_git_hash(digits=12)
-    for config in sweep.configs:
+    for model, config in sweep.configs.items():
         for cell in itertools.product(*sweep.grid.values()):
             values = dict(zip(sweep.grid, cell, strict=True))
             options = {**sweep.options, **values}
-            tree, parameters = _build(config, options)
-            parts = [Path(config).stem]
+            tree, costs = _build(config, options)
+            parts = [_as_name(model)]
             for key, value in values.items():
-                text = re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
-                parts.append(f'{key.split(".")[-1]}-{text}')
+                parts.append(f'{key.split(".")[-1]}-{_as_name(value)}')
             loop = tree['train_cfg'] or {}
             unit = 'epochs' if 'max_epochs' in loop else 'iters'
             for seed in sweep.seeds:
@@ -225,33 +241,46 @@ def _list_runs(sweep: Sweep) -> list[_Run]:
                 content = '\n'.join(lines) + '\n'
                 row = {
                     'run': name,
+                    'model': model,
                     'config': config,
                     **options,
                     'seed': seed,
                     'settings': sha256(content.encode()).hexdigest()[:12],
                     'commit': commit,
                     'schedule': f'{loop.get(f"max_{unit}")} {unit}',
-                    'parameters': parameters,
+                    **costs,
                 }
                 runs[name] = _Run(name, content, row)
-    return list(runs.values())
+    # One seed of everything first: what is finished can be compared.
+    return sorted(
+        runs.values(), key=lambda run: sweep.seeds.index(run.row['seed'])
+    )
+
+
+def _as_name(value: object) -> str:
+    """Write a value as a part of a file name."""
+    return re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
 
 
 def _build(
     config: str, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], int]:
-    """Return a changed config, and the number of its model's parameters."""
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return a changed config, and what its model costs."""
     cfg = load_config(config)
     check_options(cfg, options, 'SWEEP:')
     with OneLineErrors() as errors:
         errors.cfg = cfg
         cfg.merge_from_dict(options)
-        parameters = count_parameters(build_on_meta(cfg.model)).total
+        model = build_on_meta(cfg.model)
+    costs: dict[str, float] = {'parameters': count_parameters(model).total}
+    if isinstance(model, AdaMixer):
+        costs['decoder_parameters'] = count_parameters(model.decoder).total
+        costs['decoder_gmacs'] = round(count_macs(model)['decoder'] / 1e9, 6)
     if cfg.get('val_cfg') is None:
         raise UsageError(f'SWEEP: {config}: val_cfg=None: nothing to compare')
     for loop in ('train', 'val'):
         check_dataset(cfg, loop)
-    return cfg.to_dict(), parameters
+    return cfg.to_dict(), costs
 
 
 def _unfinished(runs: list[_Run], results: Path, folder: Path) -> list[_Run]:
@@ -329,15 +358,8 @@ def _lock(folder: Path) -> IO[str]:
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    starts: list[list[dict[str, Any]]] = [[]]
-    for start in sorted(work_dir.glob('*/vis_data')):
-        starts.append([])
-        file = start / 'scalars.json'
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            # The last line is cut off where a run was killed.
-            if line.endswith('}'):
-                starts[-1].append(json.loads(line))
-    if not starts[-1] or 'iter' in starts[-1][-1]:
+    starts = read_starts(work_dir)
+    if not starts or not starts[-1] or 'iter' in starts[-1][-1]:
         return {}
     records = list(itertools.chain(*starts))
     evaluations = [
@@ -357,9 +379,9 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
 def _read_rows(results: Path) -> pd.DataFrame:
     """Read the rows of finished runs, as text."""
     if not results.is_file():
-        return pd.DataFrame(columns=[*COLUMNS, *NUMBERS])
+        return pd.DataFrame(columns=COLUMNS)
     rows = pd.read_csv(results, dtype=str, keep_default_na=False)
-    for column in (*COLUMNS, *NUMBERS):
+    for column in ('run', 'model', *COLUMNS, 'parameters'):
         if column not in rows:
             raise UsageError(f'{results} has no column {column!r}')
     return rows
@@ -391,24 +413,29 @@ def write_summary(results: Path) -> list[Path]:
     check_file(str(results), 'SWEEP')
     rows = _read_rows(results)
     metrics = [name for name in rows if '/' in name]
-    numbers = [*NUMBERS, *metrics]
+    numbers = [*(name for name in NUMBERS if name in rows), *metrics]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors='coerce')
     settings = [name for name in rows if name not in (*COLUMNS, *numbers)]
-    keys = [key for key in settings if rows[key].nunique() > 1] or ['config']
+    keys = [key for key in settings if rows[key].nunique() > 1] or ['model']
     cells = rows.groupby(keys, sort=False)
     mean, std = cells[numbers].mean(), cells[numbers].std()
-    # Runs with the same seed, against those of the first cell.
+    # Runs with the same seed, against those of the first model.
     by_seed = rows.groupby([*keys, 'seed'], sort=False)[metrics[0]].mean()
     by_seed = by_seed.unstack('seed').reindex(mean.index)
-    change = by_seed - by_seed.iloc[0]
+    others = keys[1:] if keys[0] == 'model' else []
+    if others:
+        change = by_seed - by_seed.groupby(level=others).transform('first')
+    else:
+        change = by_seed - by_seed.iloc[0]
     half = change.sem(axis=1) * stats.t.ppf(0.975, change.count(axis=1) - 1)
 
     table = pd.DataFrame({'runs': cells.size()})
-    for name in [*metrics, 'best']:
+    for name in metrics:
         table[name] = list(map(_plus_minus, mean[name], std[name]))
     table['change (95 %)'] = list(map(_plus_minus, change.mean(axis=1), half))
-    table['parameters'] = [f'{count:,.0f}' for count in mean['parameters']]
-    table['s per step'] = [f'{t:.3g}' for t in mean['seconds_per_step']]
+    costs = {key: name for key, name in COSTS.items() if key in rows}
+    for key, name in costs.items():
+        table[name] = [f'{count:,.6g}' for count in mean[key]]
     table = table.reset_index().astype(str)
     text = markdown_table([list(table), *table.values.tolist()])
     files = [results.with_suffix(ending) for ending in ('.md', '.svg')]
@@ -416,16 +443,17 @@ def write_summary(results: Path) -> list[Path]:
 
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
+    size = list(costs)[:2][-1]  # the decoder's, if there is one
     for (label, cell), spread in zip(cells, std[metrics[0]], strict=True):
         axes.errorbar(
-            cell['parameters'].mean() / 1e6,
+            cell[size].mean() / 1e6,
             cell[metrics[0]].mean(),
             yerr=spread,
             fmt='o',
             capsize=3,
             label=', '.join(label),
         )
-    axes.set_xlabel('parameters [millions]')
+    axes.set_xlabel(f'{size.replace("_", " ")} [millions]')
     axes.set_ylabel(f'{metrics[0]}, mean ± standard deviation over seeds')
     figure.legend(loc='outside lower center', fontsize='small')
     picture = io.BytesIO()
