@@ -98,8 +98,8 @@ def decoder_outputs(golden: Golden) -> Iterator[Comparison]:
         found[f'stage{index}/xyzr'] = stage.xyzr
         found[f'stage{index}/content'] = stage.content
         boxes[f'stage{index}/boxes'] = stage.bboxes
-    yield compare(golden, 'outputs', {**found, **boxes})
-    yield compare(golden, 'boxes', boxes)
+    yield golden.compare('outputs', {**found, **boxes})
+    yield golden.compare('boxes', boxes)
 
     top = select_topk(stages[-1], golden.config['max_per_img'])
     factors = [
@@ -119,8 +119,7 @@ def decoder_losses(golden: Golden) -> Iterator[Comparison]:
         stages = model.decoder(feats, *model.queries(sizes))
         truth = ground_truth(golden, f'in/gt_{case}')
         args = [t.bboxes for t in truth], [t.labels for t in truth], sizes
-        yield compare(
-            golden,
+        yield golden.compare(
             'equal',
             {
                 f'assign_{case}/stage{s}/img{i}': match + 1
@@ -179,12 +178,6 @@ def detections(
         labels[f'{name}/img{i}/labels'] = result.labels
         scores[f'{name}/img{i}/scores'] = result.scores
         boxes[f'{name}/img{i}/boxes'] = result.bboxes
-    yield compare(golden, 'equal', labels)
-    yield compare(golden, 'outputs', {**scores, **boxes})
-    yield compare(golden, 'boxes', boxes)
-
-
-def compare(golden: Golden, kind: str, found: dict[str, Tensor]) -> Comparison:
-    """Compare with what was recorded below ``out/``."""
-    expected = {name: golden[f'out/{name}'] for name in found}
-    return Comparison(kind, found, expected)
+    yield golden.compare('equal', labels)
+    yield golden.compare('outputs', {**scores, **boxes})
+    yield golden.compare('boxes', boxes)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from helpers.factories import build, criterion_config
 from helpers.golden_decoders import (
-    compare,
     decoder_settings,
     detections,
     ground_truth,
@@ -100,8 +99,8 @@ def detector_outputs(golden: Golden) -> Iterator[Comparison]:
         found.update({'init_content': content, 'init_xyzr': xyzr})
         found['final_cls_score'] = last.cls_logits
         boxes = {'final_boxes': last.bboxes}
-        yield compare(golden, 'outputs', {**found, **boxes})
-        yield compare(golden, 'boxes', boxes)
+        yield golden.compare('outputs', {**found, **boxes})
+        yield golden.compare('boxes', boxes)
 
         for name, rescale in (('det', False), ('det_rescaled', True)):
             samples = model.predict(batch, samples_of(golden, images), rescale)

@@ -115,6 +115,11 @@ class Golden:
             if name.startswith(prefix)
         }
 
+    def compare(self, kind: str, found: dict[str, Tensor]) -> Comparison:
+        """Compare with what was recorded below ``out/``."""
+        expected = {name: self[f'out/{name}'] for name in found}
+        return Comparison(kind, found, expected)
+
     def levels(self) -> list[Tensor]:
         """The feature pyramid, each level ready to get a gradient."""
         feats = []

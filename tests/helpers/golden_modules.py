@@ -67,7 +67,7 @@ class Recorded(nn.Module):
     ) -> Iterator[Comparison]:
         """Outputs, and the gradients of inputs and parameters."""
         golden = self.golden
-        yield compare_outputs(golden, found)
+        yield golden.compare('outputs', found)
         scalar(golden, found).backward()
         gradients = {f'in/{name}': x.grad for name, x in inputs.items()}
         theirs = official_gradients(self, self.names)
@@ -75,11 +75,6 @@ class Recorded(nn.Module):
             {k.removeprefix(self.prefix): v for k, v in theirs.items()}
         )
         yield Comparison('gradients', gradients, golden.section('grad/'))
-
-
-def compare_outputs(golden: Golden, found: dict[str, Tensor]) -> Comparison:
-    expected = {name: golden[f'out/{name}'] for name in found}
-    return Comparison('outputs', found, expected)
 
 
 def official_gradients(
@@ -114,8 +109,8 @@ def sampling(golden: Golden) -> Iterator[Comparison]:
     sampled = sample_3d(pyramid, points)
     weights = level_weights(recorded[..., 2], pyramid.strides)
 
-    yield compare_outputs(
-        golden, {'sampled': sampled, 'level_weight': weights}
+    yield golden.compare(
+        'outputs', {'sampled': sampled, 'level_weight': weights}
     )
     scalar(golden, {'sampled': sampled}).backward()
     found = {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}
