@@ -110,6 +110,7 @@ class CheckedCocoDataset(CocoDataset):
         if self._fully_initialized:
             return
         super().full_init()
+        self.num_boxes = len(self.coco.anns)
         # (images,); workers write to it.
         self.image_defect_codes = torch.zeros(len(self), dtype=torch.uint8)
         self.image_defect_codes.share_memory_()
