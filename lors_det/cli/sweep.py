@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -30,6 +29,7 @@ from scipy import stats
 
 from lors_det.adamixer import AdaMixer
 from lors_det.analysis.costs import build_on_meta, count_macs
+from lors_det.analysis.run_log import read_starts
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
@@ -48,6 +48,13 @@ COSTS = {
     'decoder_gmacs': 'GMACs of the decoder',
 }
 NUMBERS = (*COSTS, 'seconds_per_step', 'best')
+# COCO's metrics in tables: their names, and in per cent; None: not shown.
+COCO: dict[str, str | None] = {
+    'coco/bbox_mAP': 'AP',
+    'coco/bbox_mAP_50': 'AP50',
+    'coco/bbox_mAP_75': 'AP75',
+    **{f'coco/bbox_mAP_{size}': None for size in 'sml'},
+}
 LEGEND = (
     'Mean ± standard deviation (n - 1) over the runs, last evaluation. '
     'Change: of the first metric against the first model, mean over pairs of '
@@ -358,15 +365,8 @@ def _lock(folder: Path) -> IO[str]:
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    starts: list[list[dict[str, Any]]] = [[]]
-    for start in sorted(work_dir.glob('*/vis_data')):
-        starts.append([])
-        file = start / 'scalars.json'
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            # The last line is cut off where a run was killed.
-            if line.endswith('}'):
-                starts[-1].append(json.loads(line))
-    if not starts[-1] or 'iter' in starts[-1][-1]:
+    starts = read_starts(work_dir)
+    if not starts or not starts[-1] or 'iter' in starts[-1][-1]:
         return {}
     records = list(itertools.chain(*starts))
     evaluations = [
@@ -422,6 +422,8 @@ def write_summary(results: Path) -> list[Path]:
     metrics = [name for name in rows if '/' in name]
     numbers = [*(name for name in NUMBERS if name in rows), *metrics]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors='coerce')
+    in_percent = [name for name in metrics if COCO.get(name)]
+    rows[in_percent] *= 100
     settings = [name for name in rows if name not in (*COLUMNS, *numbers)]
     keys = [key for key in settings if rows[key].nunique() > 1] or ['model']
     cells = rows.groupby(keys, sort=False)
@@ -438,31 +440,32 @@ def write_summary(results: Path) -> list[Path]:
 
     table = pd.DataFrame({'runs': cells.size()})
     for name in metrics:
-        table[name] = list(map(_plus_minus, mean[name], std[name]))
-    table['change (95 %)'] = list(map(_plus_minus, change.mean(axis=1), half))
+        heading = COCO.get(name, name)
+        if heading:
+            form = '.1f' if name in in_percent else 'g'
+            pairs = zip(mean[name], std[name], strict=True)
+            table[heading] = [_plus_minus(*pair, form) for pair in pairs]
+    form = '+.1f' if metrics[0] in in_percent else 'g'
+    pairs = zip(change.mean(axis=1), half, strict=True)
+    table['change (95 %)'] = [_plus_minus(*pair, form) for pair in pairs]
     costs = {key: name for key, name in COSTS.items() if key in rows}
     for key, name in costs.items():
-        table[name] = [f'{count:,.6g}' for count in mean[key]]
+        table[name] = [f'{count:,.7g}' for count in mean[key]]
     table = table.reset_index().astype(str)
+    table.columns = [name.split('.')[-1] for name in table]
     text = markdown_table([list(table), *table.values.tolist()])
     files = [results.with_suffix(ending) for ending in ('.md', '.svg')]
     atomic_write(files[0], f'{text}\n\n{LEGEND}\n')
-
-    figure = Figure(figsize=(8, 5), layout='constrained')
-    axes = figure.subplots()
     size = list(costs)[:2][-1]  # the decoder's, if there is one
-    for (label, cell), spread in zip(cells, std[metrics[0]], strict=True):
-        axes.errorbar(
-            cell[size].mean() / 1e6,
-            cell[metrics[0]].mean(),
-            yerr=spread,
-            fmt='o',
-            capsize=3,
-            label=', '.join(label),
-        )
+    points = pd.DataFrame(
+        {'size': mean[size] / 1e6, 'metric': mean[metrics[0]],
+         'std': std[metrics[0]]}
+    ).reset_index()  # fmt: skip
+    figure = _plot(points, others or keys[:1])
+    axes = figure.axes[0]
     axes.set_xlabel(f'{size.replace("_", " ")} [millions]')
-    axes.set_ylabel(f'{metrics[0]}, mean ± standard deviation over seeds')
-    figure.legend(loc='outside lower center', fontsize='small')
+    heading = COCO.get(metrics[0], metrics[0])
+    axes.set_ylabel(f'{heading}, mean ± standard deviation over seeds')
     picture = io.BytesIO()
     # Equal rows give equal bytes.
     with matplotlib.rc_context({'svg.hashsalt': 'sweep'}):
@@ -471,7 +474,39 @@ def write_summary(results: Path) -> list[Path]:
     return files
 
 
-def _plus_minus(mean: float, spread: float) -> str:
+def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
+    """Draw a line per model, or a point where it has one row; label points."""
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    names = (
+        points['model'] if 'model' in points else pd.Series(0, points.index)
+    )
+    for number, (name, line) in enumerate(points.groupby(names, sort=False)):
+        axes.errorbar(
+            line['size'],
+            line['metric'],
+            yerr=line['std'],
+            fmt=f'{"osD^v<>P"[number % 8]}-',
+            capsize=3,
+            label=name,
+        )
+        for _, point in line.iterrows():
+            axes.annotate(
+                ', '.join(str(point[label]) for label in labels),
+                (point['size'], point['metric']),
+                xytext=(6, 5),
+                textcoords='offset points',
+                fontsize='small',
+            )
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    if labels != ['model'] and 'model' in points:
+        axes.legend(fontsize='small')
+    return figure
+
+
+def _plus_minus(mean: float, spread: float, form: str = 'g') -> str:
     """Write ``0.412 ± 0.0021``; without what is not known."""
-    texts = [f'{mean:.4g}', f'{spread:.2g}']
-    return ' ± '.join(text for text in texts if text != 'nan')
+    digits = ('.4g', '.2g') if form == 'g' else (form, form.lstrip('+'))
+    texts = [format(x, d) for x, d in zip((mean, spread), digits, strict=True)]
+    return ' ± '.join(text for text in texts if text not in ('nan', '+nan'))

@@ -1,5 +1,5 @@
-# Blood cells under a microscope, demo/bccd: 180 images to train on, 82 to choose
-# by, 72 to report, at 256 x 192. Flips in all directions: cells have no upright.
+# Blood cells under a microscope, demo/bccd: 180 images to train on, 82 to
+# choose by, 72 to report, at 256 x 192. Cells have no upright: all flips.
 _base_ = './coco_detection.py'
 
 data_root = 'demo/bccd/'
