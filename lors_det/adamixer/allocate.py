@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from lors_det.adamixer.decoder import AdaMixerDecoder
 from lors_det.adamixer.factorise import stacks_of
 from lors_det.lors import FitReport, StackConfig
 from lors_det.lors.allocate import allocate
+from lors_det.lors.stacks import Stack
 
 Config = Mapping[str, Any]
 
@@ -22,14 +26,14 @@ def allocate_ranks(
     """Choose the ranks of a decoder that lose little for their parameters.
 
     What is made small is the sum over all stages and weights of the squared
-    relative error, which the singular values of the residuals tell for every
-    rank (`FitReport.curves`). The chosen stacks have one term (K = 1): that
-    each stage has a rank of its own replaces the schedule of K. The weights
-    of one step have their rank in common, as in any config.
+    relative error. For one term the singular values of the residuals tell it
+    for every rank (`FitReport.curves`); of K terms each is taken to leave the
+    same share of what the others left, ``e(0)^2 (e(r)^2 / e(0)^2)^K``. The
+    weights of one step have their rank in common, as in any config.
 
     Args:
-        decoder: Arguments of `AdaMixerDecoder`. Of its stacks the modes are
-            read; ranks and K are what is chosen.
+        decoder: Arguments of `AdaMixerDecoder`. Of its stacks mode and K are
+            read; the ranks are what is chosen.
         reports: Of a fit of the dense decoder, by the name of the stack.
         budget: Largest number of the decoder's parameters.
 
@@ -40,36 +44,44 @@ def allocate_ranks(
         ValueError: If the decoder of `lowest_stacks` has more parameters.
     """
     lowest = lowest_stacks(decoder['stacks'])
-    smallest = count_decoder({**decoder, 'stacks': lowest})
-    names = {
-        step: stacks_of(step, reports)
-        for step, config in lowest.items()
-        if config['mode'] in ('lors', 'private')
-    }
-    steps, costs, errors = [], [], []
-    for step in names:
-        curves = [reports[name].curves for name in names[step]]
-        ranks = range(lowest[step]['rank'], min(len(c[0]) for c in curves))
-        stages = range(len(curves[0]))
-        added = []  # parameters of one stage
-        for rank in ranks:
-            stacks = {**lowest, step: {**lowest[step], 'rank': rank}}
-            count = count_decoder({**decoder, 'stacks': stacks})
-            added.append((count - smallest) // len(stages))
-        for stage in stages:
-            steps.append(step)
-            costs.append(added)
+    fixed = count_decoder({**decoder, 'stacks': lowest})
+    dense = _build({**decoder, 'stacks': {}})
+    units, costs, errors = [], [], []
+    for step, config in lowest.items():
+        if config['mode'] not in ('lors', 'private'):
+            continue
+        names = stacks_of(step, reports)
+        highest = min(len(reports[name].curves[0]) for name in names) - 1
+        ranks = range(config['rank'], highest + 1)
+        modules = [cast(Stack, dense.get_submodule(name)) for name in names]
+        with torch.device('meta'):
+            stacks = [
+                [module.like({**config, 'rank': rank}) for module in modules]
+                for rank in ranks
+            ]
+        terms = StackConfig(**{**config, 'rank': 1}).private_sizes(
+            dense.num_stages, 1, step
+        )
+        for stage, (k, _) in enumerate(terms):
+            sizes = [sum(_private(s, stage) for s in each) for each in stacks]
+            fixed -= sizes[0]
+            units.append((step, stage))
+            costs.append(sizes)
             errors.append(
-                [sum(c[stage][rank] ** 2 for c in curves) for rank in ranks]
+                [
+                    sum(_error(reports[n].curves[stage], r, k) for n in names)
+                    for r in ranks
+                ]
             )
-    chosen = allocate(costs, errors, budget - smallest)
-    for step in names:
-        lowest[step]['rank'] = [
+    chosen = allocate(costs, errors, budget - fixed)
+    allocated = {step: dict(config) for step, config in lowest.items()}
+    for step in {step for step, _ in units}:
+        allocated[step]['rank'] = [
             lowest[step]['rank'] + option
-            for name, option in zip(steps, chosen, strict=True)
+            for (name, _), option in zip(units, chosen, strict=True)
             if name == step
         ]
-    return lowest
+    return allocated
 
 
 def lowest_stacks(stacks: Config) -> dict[str, dict[str, Any]]:
@@ -81,10 +93,10 @@ def lowest_stacks(stacks: Config) -> dict[str, dict[str, Any]]:
         stacks: A `StackConfig` or its fields by the name of a step.
     """
     lowest = {}
-    for step, config in stacks.items():
-        mode = StackConfig.parse(config, f'decoder.stacks.{step}').mode
-        rank = int(mode == 'private')
-        lowest[step] = {'mode': mode, 'rank': rank, 'num_param_groups': 1}
+    for step, each in stacks.items():
+        config = StackConfig.parse(each, f'decoder.stacks.{step}')
+        rank = int(config.mode == 'private')
+        lowest[step] = {**asdict(config), 'rank': rank}
     return lowest
 
 
@@ -94,7 +106,24 @@ def count_decoder(decoder: Config) -> int:
     Args:
         decoder: Arguments of `AdaMixerDecoder`.
     """
-    settings = {key: v for key, v in decoder.items() if key != 'type'}
+    return sum(parameter.numel() for parameter in _build(decoder).parameters())
+
+
+def _build(decoder: Config) -> AdaMixerDecoder:
+    settings = {key: value for key, value in decoder.items() if key != 'type'}
     with torch.device('meta'):
-        built = AdaMixerDecoder(**settings)
-    return sum(parameter.numel() for parameter in built.parameters())
+        return AdaMixerDecoder(**settings)
+
+
+def _private(stack: nn.Module, layer: int) -> int:
+    """Count the parameters of the private part of one layer."""
+    return sum(
+        parameter.numel()
+        for name, parameter in stack.named_parameters()
+        if re.match(rf'private_\w\.{layer}\b', name)
+    )
+
+
+def _error(curve: Sequence[float], rank: int, k: int) -> float:
+    """Return the squared error of K terms of a rank."""
+    return curve[rank] ** 2 * (curve[rank] / (curve[0] or 1)) ** (2 * (k - 1))
