@@ -35,8 +35,12 @@ from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, check_file, check_output
 from lors_det.hooks.checkpoint import load_strictly
-from lors_det.lors import FitReport, StackConfig, count_parameters
-from lors_det.lors.inputs import record_inputs
+from lors_det.lors import (
+    FitReport,
+    StackConfig,
+    count_parameters,
+    record_inputs,
+)
 from lors_det.lors.stacks import Stack
 from lors_det.safe_load import load_checkpoint, save_checkpoint
 
