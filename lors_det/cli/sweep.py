@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +27,9 @@ from matplotlib.figure import Figure
 from mmengine.utils import get_git_hash
 from scipy import stats
 
-from lors_det.analysis.costs import build_on_meta
+from lors_det.adamixer import AdaMixer
+from lors_det.analysis.costs import build_on_meta, count_macs
+from lors_det.analysis.run_log import read_starts
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
@@ -40,13 +41,25 @@ from lors_det.lors import count_parameters
 SEED = 'randomness.seed'
 KINDS = {'configs': str, 'seeds': int, 'command': str}
 # Columns with a '/' are metrics; the others, but these, say what was trained.
-COLUMNS = ('run', 'seed', 'settings', 'commit', 'schedule')
-NUMBERS = ('parameters', 'seconds_per_step', 'best')
+COLUMNS = ('run', 'config', 'seed', 'settings', 'commit', 'schedule')
+COSTS = {
+    'parameters': 'parameters',
+    'decoder_parameters': 'of the decoder',
+    'decoder_gmacs': 'GMACs of the decoder',
+}
+NUMBERS = (*COSTS, 'seconds_per_step', 'best')
+# COCO's metrics in tables: their names, and in per cent; None: not shown.
+COCO: dict[str, str | None] = {
+    'coco/bbox_mAP': 'AP',
+    'coco/bbox_mAP_50': 'AP50',
+    'coco/bbox_mAP_75': 'AP75',
+    **{f'coco/bbox_mAP_{size}': None for size in 'sml'},
+}
 LEGEND = (
-    'Mean ± standard deviation (n - 1) over the runs, last evaluation; best: '
-    'the best evaluation of the first metric. Change: of the first metric '
-    'against the first row, mean over pairs of equal seed and its 95 % '
-    'interval (Student).'
+    'Mean ± standard deviation (n - 1) over the runs, last evaluation. '
+    'Change: of the first metric against the first model, mean over pairs of '
+    'equal seed (and equal other settings) and its 95 % interval (Student). '
+    'GMACs: 10^9 multiply-adds for one image, without sampling.'
 )
 
 
@@ -64,14 +77,15 @@ class Sweep:
     """Content of a sweep file.
 
     Args:
-        configs: Config files, as tools/train.py takes them.
+        configs: Config files, as tools/train.py takes them, by the names
+            that the models get in tables; or a list, for the files' names.
         seeds: Random seeds; every cell of the grid is trained with each.
         grid: Values to try, by the dotted key of the setting.
         options: Settings that are the same in all runs, by dotted key.
         command: What trains: the command before the name of the config.
     """
 
-    configs: list[str]
+    configs: dict[str, str]
     seeds: list[int]
     grid: dict[str, list[Any]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -184,8 +198,11 @@ def read_sweep(path: str) -> Sweep:
                 f'SWEEP: {key}={value!r}: expected settings by their key, and '
                 f'the values of {SEED} under seeds'
             )
+    configs: Any = sweep.configs
+    files = list(configs.values()) if isinstance(configs, dict) else configs
     lists = [(f'grid.{key}', each) for key, each in sweep.grid.items()]
-    lists += [(key, getattr(sweep, key)) for key in KINDS]
+    lists += [('configs', files), ('seeds', sweep.seeds)]
+    lists += [('command', sweep.command)]
     for key, value in lists:
         kind = KINDS.get(key, object)
         is_list = isinstance(value, list) and len(value) > 0
@@ -194,22 +211,28 @@ def read_sweep(path: str) -> Sweep:
             raise UsageError(
                 f'SWEEP: {key}={value!r}: expected a list of {what}'
             )
-    return sweep
+    if configs is files:
+        if len({Path(file).stem for file in files}) < len(files):
+            raise UsageError(
+                f'SWEEP: configs={files}: two have one name; expected '
+                'NAME: FILE for each'
+            )
+        configs = {Path(file).stem: file for file in files}
+    return replace(sweep, configs=configs)
 
 
 def _list_runs(sweep: Sweep) -> list[_Run]:
     """List every config with every cell of the grid and every seed."""
     runs: dict[str, _Run] = {}
     commit = get_git_hash(digits=12)
-    for config in sweep.configs:
+    for model, config in sweep.configs.items():
         for cell in itertools.product(*sweep.grid.values()):
             values = dict(zip(sweep.grid, cell, strict=True))
             options = {**sweep.options, **values}
-            tree, parameters = _build(config, options)
-            parts = [Path(config).stem]
+            tree, costs = _build(config, options)
+            parts = [_as_name(model)]
             for key, value in values.items():
-                text = re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
-                parts.append(f'{key.split(".")[-1]}-{text}')
+                parts.append(f'{key.split(".")[-1]}-{_as_name(value)}')
             loop = tree['train_cfg'] or {}
             unit = 'epochs' if 'max_epochs' in loop else 'iters'
             for seed in sweep.seeds:
@@ -225,33 +248,46 @@ def _list_runs(sweep: Sweep) -> list[_Run]:
                 content = '\n'.join(lines) + '\n'
                 row = {
                     'run': name,
+                    'model': model,
                     'config': config,
                     **options,
                     'seed': seed,
                     'settings': sha256(content.encode()).hexdigest()[:12],
                     'commit': commit,
                     'schedule': f'{loop.get(f"max_{unit}")} {unit}',
-                    'parameters': parameters,
+                    **costs,
                 }
                 runs[name] = _Run(name, content, row)
-    return list(runs.values())
+    # One seed of everything first: what is finished can be compared.
+    return sorted(
+        runs.values(), key=lambda run: sweep.seeds.index(run.row['seed'])
+    )
+
+
+def _as_name(value: object) -> str:
+    """Write a value as a part of a file name."""
+    return re.sub(r'[^\w.+-]+', '-', str(value)).strip('-')
 
 
 def _build(
     config: str, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], int]:
-    """Return a changed config, and the number of its model's parameters."""
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return a changed config, and what its model costs."""
     cfg = load_config(config)
     check_options(cfg, options, 'SWEEP:')
     with OneLineErrors() as errors:
         errors.cfg = cfg
         cfg.merge_from_dict(options)
-        parameters = count_parameters(build_on_meta(cfg.model)).total
+        model = build_on_meta(cfg.model)
+    costs: dict[str, float] = {'parameters': count_parameters(model).total}
+    if isinstance(model, AdaMixer):
+        costs['decoder_parameters'] = count_parameters(model.decoder).total
+        costs['decoder_gmacs'] = round(count_macs(model)['decoder'] / 1e9, 6)
     if cfg.get('val_cfg') is None:
         raise UsageError(f'SWEEP: {config}: val_cfg=None: nothing to compare')
     for loop in ('train', 'val'):
         check_dataset(cfg, loop)
-    return cfg.to_dict(), parameters
+    return cfg.to_dict(), costs
 
 
 def _unfinished(runs: list[_Run], results: Path, folder: Path) -> list[_Run]:
@@ -329,15 +365,8 @@ def _lock(folder: Path) -> IO[str]:
 
 def _read_log(work_dir: Path) -> dict[str, Any]:
     """Read the logs of all starts; empty if the last did not evaluate."""
-    starts: list[list[dict[str, Any]]] = [[]]
-    for start in sorted(work_dir.glob('*/vis_data')):
-        starts.append([])
-        file = start / 'scalars.json'
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            # The last line is cut off where a run was killed.
-            if line.endswith('}'):
-                starts[-1].append(json.loads(line))
-    if not starts[-1] or 'iter' in starts[-1][-1]:
+    starts = read_starts(work_dir)
+    if not starts or not starts[-1] or 'iter' in starts[-1][-1]:
         return {}
     records = list(itertools.chain(*starts))
     evaluations = [
@@ -357,9 +386,9 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
 def _read_rows(results: Path) -> pd.DataFrame:
     """Read the rows of finished runs, as text."""
     if not results.is_file():
-        return pd.DataFrame(columns=[*COLUMNS, *NUMBERS])
+        return pd.DataFrame(columns=COLUMNS)
     rows = pd.read_csv(results, dtype=str, keep_default_na=False)
-    for column in (*COLUMNS, *NUMBERS):
+    for column in ('run', 'model', *COLUMNS, 'parameters'):
         if column not in rows:
             raise UsageError(f'{results} has no column {column!r}')
     return rows
@@ -391,43 +420,52 @@ def write_summary(results: Path) -> list[Path]:
     check_file(str(results), 'SWEEP')
     rows = _read_rows(results)
     metrics = [name for name in rows if '/' in name]
-    numbers = [*NUMBERS, *metrics]
+    numbers = [*(name for name in NUMBERS if name in rows), *metrics]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors='coerce')
+    in_percent = [name for name in metrics if COCO.get(name)]
+    rows[in_percent] *= 100
     settings = [name for name in rows if name not in (*COLUMNS, *numbers)]
-    keys = [key for key in settings if rows[key].nunique() > 1] or ['config']
+    keys = [key for key in settings if rows[key].nunique() > 1] or ['model']
     cells = rows.groupby(keys, sort=False)
     mean, std = cells[numbers].mean(), cells[numbers].std()
-    # Runs with the same seed, against those of the first cell.
+    # Runs with the same seed, against those of the first model.
     by_seed = rows.groupby([*keys, 'seed'], sort=False)[metrics[0]].mean()
     by_seed = by_seed.unstack('seed').reindex(mean.index)
-    change = by_seed - by_seed.iloc[0]
+    others = keys[1:] if keys[0] == 'model' else []
+    if others:
+        change = by_seed - by_seed.groupby(level=others).transform('first')
+    else:
+        change = by_seed - by_seed.iloc[0]
     half = change.sem(axis=1) * stats.t.ppf(0.975, change.count(axis=1) - 1)
 
     table = pd.DataFrame({'runs': cells.size()})
-    for name in [*metrics, 'best']:
-        table[name] = list(map(_plus_minus, mean[name], std[name]))
-    table['change (95 %)'] = list(map(_plus_minus, change.mean(axis=1), half))
-    table['parameters'] = [f'{count:,.0f}' for count in mean['parameters']]
-    table['s per step'] = [f'{t:.3g}' for t in mean['seconds_per_step']]
+    for name in metrics:
+        heading = COCO.get(name, name)
+        if heading:
+            form = '.1f' if name in in_percent else 'g'
+            pairs = zip(mean[name], std[name], strict=True)
+            table[heading] = [_plus_minus(*pair, form) for pair in pairs]
+    form = '+.1f' if metrics[0] in in_percent else 'g'
+    pairs = zip(change.mean(axis=1), half, strict=True)
+    table['change (95 %)'] = [_plus_minus(*pair, form) for pair in pairs]
+    costs = {key: name for key, name in COSTS.items() if key in rows}
+    for key, name in costs.items():
+        table[name] = [f'{count:,.7g}' for count in mean[key]]
     table = table.reset_index().astype(str)
+    table.columns = [name.split('.')[-1] for name in table]
     text = markdown_table([list(table), *table.values.tolist()])
     files = [results.with_suffix(ending) for ending in ('.md', '.svg')]
     atomic_write(files[0], f'{text}\n\n{LEGEND}\n')
-
-    figure = Figure(figsize=(8, 5), layout='constrained')
-    axes = figure.subplots()
-    for (label, cell), spread in zip(cells, std[metrics[0]], strict=True):
-        axes.errorbar(
-            cell['parameters'].mean() / 1e6,
-            cell[metrics[0]].mean(),
-            yerr=spread,
-            fmt='o',
-            capsize=3,
-            label=', '.join(label),
-        )
-    axes.set_xlabel('parameters [millions]')
-    axes.set_ylabel(f'{metrics[0]}, mean ± standard deviation over seeds')
-    figure.legend(loc='outside lower center', fontsize='small')
+    size = list(costs)[:2][-1]  # the decoder's, if there is one
+    points = pd.DataFrame(
+        {'size': mean[size] / 1e6, 'metric': mean[metrics[0]],
+         'std': std[metrics[0]]}
+    ).reset_index()  # fmt: skip
+    figure = _plot(points, others or keys[:1])
+    axes = figure.axes[0]
+    axes.set_xlabel(f'{size.replace("_", " ")} [millions]')
+    heading = COCO.get(metrics[0], metrics[0])
+    axes.set_ylabel(f'{heading}, mean ± standard deviation over seeds')
     picture = io.BytesIO()
     # Equal rows give equal bytes.
     with matplotlib.rc_context({'svg.hashsalt': 'sweep'}):
@@ -436,7 +474,39 @@ def write_summary(results: Path) -> list[Path]:
     return files
 
 
-def _plus_minus(mean: float, spread: float) -> str:
+def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
+    """Draw a line per model, or a point where it has one row; label points."""
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    names = (
+        points['model'] if 'model' in points else pd.Series(0, points.index)
+    )
+    for number, (name, line) in enumerate(points.groupby(names, sort=False)):
+        axes.errorbar(
+            line['size'],
+            line['metric'],
+            yerr=line['std'],
+            fmt=f'{"osD^v<>P"[number % 8]}-',
+            capsize=3,
+            label=name,
+        )
+        for _, point in line.iterrows():
+            axes.annotate(
+                ', '.join(str(point[label]) for label in labels),
+                (point['size'], point['metric']),
+                xytext=(6, 5),
+                textcoords='offset points',
+                fontsize='small',
+            )
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    if labels != ['model'] and 'model' in points:
+        axes.legend(fontsize='small')
+    return figure
+
+
+def _plus_minus(mean: float, spread: float, form: str = 'g') -> str:
     """Write ``0.412 ± 0.0021``; without what is not known."""
-    texts = [f'{mean:.4g}', f'{spread:.2g}']
-    return ' ± '.join(text for text in texts if text != 'nan')
+    digits = ('.4g', '.2g') if form == 'g' else (form, form.lstrip('+'))
+    texts = [format(x, d) for x, d in zip((mean, spread), digits, strict=True)]
+    return ' ± '.join(text for text in texts if text not in ('nan', '+nan'))

@@ -110,7 +110,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({'config': []}, "SWEEP: no key 'config'; did you mean 'configs'?"),
     ({'configs': []}, 'SWEEP: configs=[]: expected a list of str'),
-    ({'configs': [CONFIG] * 2}, f'SWEEP: two runs are called {STEM}_seed-0: '),
+    ({'configs': [CONFIG] * 2}, f'SWEEP: configs={[CONFIG] * 2}: two'),
     ({'configs': ['no.py']}, 'CONFIG: no.py does not exist'),
     ({'seeds': None}, 'SWEEP: seeds=None: expected a list of int'),
     ({'seeds': ['a']}, "SWEEP: seeds=['a']: expected a list of int"),
@@ -174,12 +174,12 @@ def test_what_a_run_is_trained_with(folder: Folder) -> None:
 def test_finished_runs_are_not_repeated(folder: Folder) -> None:
     grid = {RANK: [2, 4]}
     message = folder.error('finish killed', grid=grid)
-    assert message.startswith(f'{STEM}_rank-2_seed-1 failed with exit status')
+    assert message.startswith(f'{STEM}_rank-4_seed-0 failed with exit status')
     assert len(folder.rows()) == 1
     assert folder.sweep(grid=grid) == 3
     rows = folder.rows()
     assert [(row[RANK], row['seed']) for row in rows] == [
-        ('2', '0'), ('2', '1'), ('4', '0'), ('4', '1')
+        ('2', '0'), ('4', '0'), ('2', '1'), ('4', '1')
     ]  # fmt: skip
     assert [row['run'] for row in rows] == [
         folder.starts()[i] for i in (0, 2, 3, 4)
@@ -189,12 +189,37 @@ def test_finished_runs_are_not_repeated(folder: Folder) -> None:
         'schedule': '1000 iters', 'seconds_per_step': '0.6',
     }  # fmt: skip
     assert rows[1] | expected == rows[1]
-    assert int(rows[2]['parameters']) > int(rows[1]['parameters'])
+    assert int(rows[1]['parameters']) > int(rows[2]['parameters'])
     assert folder.sweep(grid=grid) == 0
     # Seeds, values and configs can be added, and so can keys.
     assert folder.sweep(grid={RANK: [2, 8]}, seeds=[0, 1, 2]) == 4
     assert folder.sweep(grid={f'{STACKS}.ffn.mode': ['shared']}) == 2
     assert folder.rows()[0][f'{STACKS}.ffn.mode'] == 'shared'
+
+
+def test_models_are_compared_with_the_first_at_equal_settings(
+    folder: Folder,
+) -> None:
+    file = folder.path / 'depth.csv'
+    columns = dict.fromkeys(['config', 'settings', 'commit', 'schedule'], 'x')
+    score = {('dense', 1): 0.1, ('dense', 2): 0.3, ('LORS', 1): 0.15,
+             ('LORS', 2): 0.28}  # fmt: skip
+    pd.DataFrame(
+        [
+            {'run': f'{model}-{depth}-{seed}', 'model': model, **columns,
+             'depth': depth, 'seed': seed, 'parameters': 1,
+             'x/mAP': value + seed / 100}
+            for seed in (0, 1)
+            for (model, depth), value in score.items()
+        ]
+    ).to_csv(file, index=False)  # fmt: skip
+    write_summary(file)
+    rows = file.with_suffix('.md').read_text().splitlines()[2:6]
+    cells = [[cell.strip() for cell in row.split('|')] for row in rows]
+    assert [(c[1], c[2], float(c[5].split(' ')[0])) for c in cells] == [
+        ('dense', '1', 0), ('dense', '2', 0),
+        ('LORS', '1', 0.05), ('LORS', '2', -0.02),
+    ]  # fmt: skip
 
 
 def test_a_failing_run(
@@ -259,8 +284,8 @@ def test_table_and_plot_from_the_rows(folder: Folder) -> None:
     pd.DataFrame(
         [
             {
-                'run': f'{rank}-{seed}', 'config': 'a/c.py', 'rank': rank,
-                'seed': seed, 'settings': 'x', 'commit': '1e5',
+                'run': f'{rank}-{seed}', 'model': 'c', 'config': 'a/c.py',
+                'rank': rank, 'seed': seed, 'settings': 'x', 'commit': '1e5',
                 'schedule': '1 epochs', 'parameters': 1000 * rank,
                 'seconds_per_step': 0.25, 'best': 0.5, 'x/mAP': value,
                 'x/mAP_s': -1 if rank < 3 else None,
@@ -273,15 +298,13 @@ def test_table_and_plot_from_the_rows(folder: Folder) -> None:
     lines = file.with_suffix('.md').read_text().splitlines()
     table = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[:5]]
     assert table[0] == [
-        'rank', 'runs', 'x/mAP', 'x/mAP_s', 'best', 'change (95 %)',
-        'parameters', 's per step',
+        'rank', 'runs', 'x/mAP', 'x/mAP_s', 'change (95 %)', 'parameters'
     ]  # fmt: skip
     # For two pairs Student's quantile is 12.706, and 0.01 the mean's error.
-    score, ends = ['-1 ± 0', '0.5 ± 0'], ['1,000', '2,000', '3,000']
     assert table[2:] == [
-        ['1', '3', '0.43 ± 0.02', *score, '0 ± 0', ends[0], '0.25'],
-        ['2', '2', '0.44 ± 0.028', *score, '0.02 ± 0.13', ends[1], '0.25'],
-        ['3', '1', '0.5', '', '0.5', '0.09', ends[2], '0.25'],
+        ['1', '3', '0.43 ± 0.02', '-1 ± 0', '0 ± 0', '1,000'],
+        ['2', '2', '0.44 ± 0.028', '-1 ± 0', '0.02 ± 0.13', '2,000'],
+        ['3', '1', '0.5', '', '0.09', '3,000'],
     ]
     plot = file.with_suffix('.svg').read_bytes()
     write_summary(file)
