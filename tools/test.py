@@ -11,6 +11,7 @@ def main():
     with OneLineErrors() as errors:
         args = test_parser().parse_args()
         errors.show_traceback = args.traceback
+        print('config', args.config, flush=True)  # importing takes seconds
         from lors_det.cli.test import test  # late: --help needs no torch
 
         test(args, errors)

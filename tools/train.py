@@ -11,6 +11,7 @@ def main():
     with OneLineErrors() as errors:
         args = train_parser().parse_args()
         errors.show_traceback = args.traceback
+        print('config', args.config, flush=True)  # importing takes seconds
         from lors_det.cli.train import train  # late: --help needs no torch
 
         train(args, errors)
