@@ -29,6 +29,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNKNOWN_TYPE = (
     'is not in the .+ registry|^Failed to get|^None is not a callable object'
 )
+NO_CONFIG = 'cfg should be a dict|must contain the key "type"'
 #: Functions of mmengine that read one setting.
 READERS = {'load_or_resume': 'load_from', 'set_randomness': 'randomness'}
 
@@ -212,6 +213,10 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
     elif isinstance(error, URLError):
         text = f'cannot be downloaded ({error.reason}); where there is no '
         text += 'network, fetch the file elsewhere and give its path'
+    elif re.search(NO_CONFIG, text):
+        wanted = _local(frames, 'cfg')
+        found = (p for p, v in walk_config(part, path) if v is wanted)
+        path, text = next(found, path), "expected a dict with 'type'"
     else:
         path = _key_in_text(text, path, settings)
     if not path:

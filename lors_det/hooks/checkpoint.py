@@ -175,7 +175,10 @@ def load_strictly(
                 for key, value in state.items()
                 if key not in expected or value.shape == expected[key].shape
             }
-            missing, unused = model.load_state_dict(state, strict=False)
+            missing = [key for key in expected if key not in state]
+            unused = [key for key in state if key not in expected]
+            if purpose == 'load_from':
+                model.load_state_dict(state, strict=False)
     except ValueError as error:  # of a stack of another depth or rank
         raise UsageError(f'{name}: {error}') from None
     if not expected.keys() & state.keys():
