@@ -47,10 +47,9 @@ def plot_query(trace: ImageTrace, query: int, label: int, file: Path) -> None:
     columns = min(COLUMNS, len(trace.stages))
     rows = math.ceil(len(trace.stages) / columns)
     height, width = trace.image.shape[:2]
-    figure = Figure(
-        figsize=(3.2 * columns, 1.3 + rows * (1 + 6.3 * height / width)),
-        layout=ConstrainedLayoutEngine(h_pad=0.07, compress=True),
-    )
+    inches = (max(3.2 * columns, 8), 1.3 + rows * (1 + 6.3 * height / width))
+    layout = ConstrainedLayoutEngine(h_pad=0.07, compress=True)
+    figure = Figure(figsize=inches, layout=layout)
     axes = figure.subplots(2 * rows, columns, squeeze=False)
     for unused in axes.flat:
         unused.set_axis_off()
