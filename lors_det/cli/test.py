@@ -51,7 +51,7 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
     if args.out and args.out.endswith('.bbox.json'):
         coco = [each for each in metrics if isinstance(each, CocoMetric)]
         if not coco:
-            raise UsageError(f'--out {args.out}: test_evaluator is not COCO')
+            raise UsageError(f'--out {args.out}: no CocoMetric in the config')
         coco[0].outfile_prefix = args.out.removesuffix('.bbox.json')
     elif args.out:
         metrics.append(DumpDetResults(out_file_path=args.out))
