@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's average precision, with intervals by bootstrap over images.
-
-A bootstrap needs the AP of hundreds of resamples. pycocotools matches the
-detections, once; its ``accumulate`` would take a second per resample of 70
-images, so that the sums over ranked detections are done here.
-"""
+"""COCO's average precision, with intervals by bootstrap over images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,113 +14,51 @@ from pycocotools.cocoeval import COCOeval
 
 Array = np.ndarray[Any, Any]
 
-#: The columns of `summary`.
+#: The columns of `class_ap`.
 METRICS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
 RECALLS = np.linspace(0, 1, 101)
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Detections of one class, the highest score first.
-
-    Attributes:
-        images: (D,) index of the image of each detection.
-        hits: (T, D) whether it is right, at T thresholds of the IoU.
-        misses: (T, D) whether it is wrong; neither where it is ignored.
-        num_objects: (I,) objects in each image.
-    """
-
-    images: Array
-    hits: Array
-    misses: Array
-    num_objects: Array
-
-    def precision(self, weights: Array | None = None) -> Array:
-        """Return the precision at 101 recalls, as COCO's curves.
-
-        Args:
-            weights: (I,) how often each image counts; once if not given.
-
-        Returns:
-            (T, 101), the highest precision at this recall or a higher one;
-            NaN if there are no objects.
-        """
-        if weights is None:
-            weights = np.ones_like(self.num_objects)
-        total = weights @ self.num_objects
-        if not total:
-            return np.full((len(self.hits), len(RECALLS)), np.nan)
-        each = weights[self.images]
-        hits = np.cumsum(self.hits * each, axis=1)  # (T, D)
-        found = hits + np.cumsum(self.misses * each, axis=1)
-        precision = hits / np.maximum(found, 1)
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        best = np.pad(best, ((0, 0), (0, 1)))  # 0 beyond the last recall
-        places = [np.searchsorted(row, RECALLS) for row in hits / total]
-        return np.take_along_axis(best, np.array(places), axis=1)
-
-
-def rank(evaluator: COCOeval) -> list[list[Ranking]]:
-    """Sort matched detections by their scores.
+def precision_curves(
+    evaluator: COCOeval, images: Sequence[int] | None = None
+) -> Array:
+    """Return the precision at 101 recalls.
 
     Args:
         evaluator: See `lors_det.analysis.results.match`.
+        images: Index of the images that count, as often as it is given;
+            each counts once if there are none.
 
     Returns:
-        A ranking for each class (K) and range of areas (A: all, small,
-        medium, large).
+        (T, 101, K, A) for IoUs 0.5, 0.55 ... 0.95, classes, and areas (all,
+        small, medium, large); NaN where there are no objects.
     """
-    params, parts = evaluator.params, evaluator.evalImgs
-    size, num_areas = len(params.imgIds), len(params.areaRng)
-    rankings = [
-        _rank(parts[start : start + size], len(params.iouThrs))
-        for start in range(0, len(parts), size)
-    ]
-    return [
-        rankings[start : start + num_areas]
-        for start in range(0, len(rankings), num_areas)
-    ]
+    evaluator = copy.copy(evaluator)
+    if images is not None:
+        size = len(evaluator.params.imgIds)
+        evaluator.evalImgs = [
+            evaluator.evalImgs[start + image]
+            for start in range(0, len(evaluator.evalImgs), size)
+            for image in images
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.accumulate()
+    precision = evaluator.eval['precision'][..., -1]
+    return np.where(precision < 0, np.nan, precision)
 
 
-def _rank(images: list[dict[str, Any] | None], num_thresholds: int) -> Ranking:
-    """Join the images of one class and range of areas."""
-    pairs = [(i, each) for i, each in enumerate(images) if each is not None]
-    num_objects = np.zeros(len(images), int)
-    for i, each in pairs:
-        num_objects[i] = np.count_nonzero(np.equal(each['gtIgnore'], 0))
-    scores = np.concatenate([[], *(each['dtScores'] for _, each in pairs)])
-    index = [np.full(len(each['dtScores']), i) for i, each in pairs]
-    empty = np.zeros((num_thresholds, 0))
-    order = np.argsort(-scores, kind='stable')
-    matched, ignored = (
-        np.concatenate([empty, *(each[key] for _, each in pairs)], 1)[:, order]
-        for key in ('dtMatches', 'dtIgnore')
-    )
-    return Ranking(
-        images=np.concatenate([[], *index]).astype(int)[order],
-        hits=(matched > 0) & (ignored == 0),
-        misses=(matched == 0) & (ignored == 0),
-        num_objects=num_objects,
-    )
-
-
-def class_ap(
-    rankings: list[list[Ranking]], weights: Array | None = None
-) -> Array:
+def class_ap(precision: Array) -> Array:
     """Return COCO's numbers for each class.
 
     Args:
-        rankings: See `rank`.
-        weights: See `Ranking.precision`.
+        precision: See `precision_curves`.
 
     Returns:
         (K, 6) in `METRICS`' order; NaN where there are no objects.
     """
-    ap = np.array(
-        [[a.precision(weights).mean(1) for a in areas] for areas in rankings]
-    )  # (K, A, T)
-    every, *sizes = ap.mean(2).T
-    return np.stack([every, ap[:, 0, 0], ap[:, 0, 5], *sizes], axis=1)
+    ap = precision.mean(1)  # (T, K, A)
+    every, *sizes = ap.mean(0).T
+    return np.stack([every, ap[0, :, 0], ap[5, :, 0], *sizes], axis=1)
 
 
 def with_mean(values: Array) -> Array:
@@ -139,9 +75,7 @@ def with_mean(values: Array) -> Array:
     return np.concatenate([[mean], values])
 
 
-def bootstrap(
-    rankings: list[list[Ranking]], num_resamples: int, seed: int = 0
-) -> Array:
+def bootstrap(evaluator: COCOeval, num_resamples: int, seed: int = 0) -> Array:
     """Return COCO's numbers for images that are drawn with replacement.
 
     The same seed draws the same images: the difference of two models has an
@@ -149,19 +83,38 @@ def bootstrap(
     means are over the same classes.
 
     Args:
-        rankings: See `rank`.
+        evaluator: See `lors_det.analysis.results.match`.
         num_resamples: Number of resamples (B).
         seed: Of the generator that draws.
 
     Returns:
         (B, 1 + K, 6), the mean over classes first.
     """
-    size = len(rankings[0][0].num_objects)
-    draws = np.random.default_rng(seed).multinomial(
-        size, np.full(size, 1 / size), num_resamples
-    )
-    point = class_ap(rankings)
-    samples = (class_ap(rankings, weights) for weights in draws)
-    return np.array(
-        [with_mean(np.where(np.isnan(x), point, x)) for x in samples]
-    )
+    size = len(evaluator.params.imgIds)
+    rng = np.random.default_rng(seed)
+    point = class_ap(precision_curves(evaluator))
+    samples = []
+    for _ in range(num_resamples):
+        draw = rng.integers(size, size=size).tolist()
+        ap = class_ap(precision_curves(evaluator, draw))
+        samples.append(with_mean(np.where(np.isnan(ap), point, ap)))
+    return np.array(samples)
+
+
+def average_precision(hits: Array, num_objects: int) -> float:
+    """Return the AP of detections of one class at one IoU, as COCO's.
+
+    Args:
+        hits: (D,) whether each is right, the highest score first.
+        num_objects: How many there are to find.
+
+    Returns:
+        Mean over 101 recalls; NaN if there are no objects.
+    """
+    if not num_objects:
+        return np.nan
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    best = np.append(best, 0)  # beyond the last recall
+    return float(best[np.searchsorted(found / num_objects, RECALLS)].mean())

@@ -16,7 +16,11 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lors_det.analysis.average_precision import Array, Ranking, with_mean
+from lors_det.analysis.average_precision import (
+    Array,
+    average_precision,
+    with_mean,
+)
 from lors_det.analysis.results import Truth, match
 
 #: IoU from which on a detection has found an object, and below which it has
@@ -85,17 +89,16 @@ class Errors:
     def _ap(self, found: pd.DataFrame, objects: pd.DataFrame) -> float:
         """Return AP50 of all classes."""
         found = found.sort_values('score', ascending=False, kind='stable')
-        ap = []
-        for category in self.categories:
-            hits = found['hit'][found['category_id'] == category].to_numpy()
-            count = (objects['category_id'] == category).sum()
-            ranking = Ranking(
-                images=np.zeros(len(hits), int),
-                hits=hits[None],
-                misses=~hits[None],
-                num_objects=np.array([count]),
+        hits = found.groupby('category_id')['hit']
+        ranked = {category: part.to_numpy() for category, part in hits}
+        counts = objects['category_id'].value_counts()
+        ap = [
+            average_precision(
+                ranked.get(category, np.zeros(0, bool)),
+                counts.get(category, 0),
             )
-            ap.append(ranking.precision().mean())
+            for category in self.categories
+        ]
         return float(with_mean(np.array(ap))[0])
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from lors_det.analysis.average_precision import (
     METRICS,
-    Ranking,
     bootstrap,
     class_ap,
-    rank,
+    precision_curves,
     with_mean,
 )
 from lors_det.analysis.detection_errors import (
@@ -118,18 +118,20 @@ def write_report(
         UsageError: If an image that is drawn is missing.
     """
     matched = {name: match(truth, boxes) for name, boxes in models.items()}
-    rankings = {name: rank(each) for name, each in matched.items()}
     errors = {name: find_errors(each) for name, each in matched.items()}
     confident = find_confident(truth, models, score_thr)
-    classes = list(truth.classes.values())
     objects = next(iter(errors.values())).objects['category_id']
-    tables = _ap_tables(rankings, num_resamples)
+    tables = _ap_tables(matched, num_resamples)
     headlines = pd.DataFrame({n: each.iloc[0] for n, each in tables.items()})
-    counts = [len(objects), *((objects == i).sum() for i in truth.classes)]
+    sizes = {n: (objects == i).sum() for i, n in truth.classes.items()}
     rows = [
-        f'{escape(name)}<small>{count} objects</small>'
-        for name, count in zip(['all classes', *classes], counts, strict=True)
+        f'{escape(name)}<small>{size} objects</small>'
+        for name, size in {'all classes': len(objects), **sizes}.items()
     ]
+    curves = draw_curves(
+        {name: precision_curves(each) for name, each in matched.items()},
+        sizes,
+    )
     kinds = pd.DataFrame({n: each.counts() for n, each in errors.items()})
     kinds.index = pd.Index(f'{kind}: {text}' for kind, text in KINDS.items())
     matrices = {
@@ -144,7 +146,7 @@ def write_report(
         num_objects=len(objects),
         headlines=_table(headlines.T.rename(index=escape)),
         num_resamples=num_resamples,
-        curves=_image(draw_curves(rankings, classes), 'precision and recall'),
+        curves=_image(curves, 'precision and recall'),
         errors=_image(draw_errors(errors), 'AP50 lost by kind of error'),
         calibration=_image(draw_calibration(errors), 'hits by score'),
         calibration_errors=', '.join(
@@ -152,7 +154,7 @@ def write_report(
             for name, each in errors.items()
         ),
         kinds=_table(kinds),
-        confusion=_image(draw_confusion(matrices, classes), 'confusions'),
+        confusion=_image(draw_confusion(matrices, list(sizes)), 'confusions'),
         score_thr=score_thr,
         worst=_image(worst, 'truth beside detections', 'jpeg'),
         by_class=''.join(
@@ -173,10 +175,12 @@ def _worst_images(models: Mapping[str, Confident]) -> list[int]:
 
 
 def _ap_tables(
-    models: Mapping[str, list[list[Ranking]]], num_resamples: int
+    models: Mapping[str, COCOeval], num_resamples: int
 ) -> dict[str, pd.DataFrame]:
     """Return AP and intervals by class, of each model and the difference."""
-    points = [with_mean(class_ap(each)) for each in models.values()]
+    points = [
+        with_mean(class_ap(precision_curves(each))) for each in models.values()
+    ]
     samples = [bootstrap(each, num_resamples) for each in models.values()]
     names = list(models)
     if len(models) == 2:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from lors_det.analysis.average_precision import (
     RECALLS,
     Array,
-    Ranking,
     with_mean,
 )
 from lors_det.analysis.detection_errors import (
@@ -29,30 +28,28 @@ MAX_CURVES, MAX_CONFUSED = 5, 20
 
 
 def draw_curves(
-    models: Mapping[str, list[list[Ranking]]], classes: list[str]
+    models: Mapping[str, Array], sizes: Mapping[str, int]
 ) -> Figure:
     """Draw precision against recall, for all classes and the largest ones.
 
     Args:
-        models: Rankings by the model's name; see `rank`.
-        classes: Names in order of the rankings.
+        models: Curves by the model's name; see `precision_curves`.
+        sizes: Number of objects by the name of the class.
     """
-    some = next(iter(models.values()))
-    sizes = np.array([areas[0].num_objects.sum() for areas in some])
-    shown = np.sort(np.argsort(-sizes, kind='stable')[:MAX_CURVES])
-    titles = ['all classes', *(f'{classes[k]} ({sizes[k]})' for k in shown)]
+    names = [f'{name} ({size})' for name, size in sizes.items()]
+    order = np.argsort(-np.array(list(sizes.values())), kind='stable')
+    shown = np.sort(order[:MAX_CURVES])
+    titles = ['all classes', *(names[k] for k in shown)]
     num_columns = min(len(titles), 4)
     num_rows = -(-len(titles) // num_columns)
     figure = Figure(figsize=(11, 0.4 + 2.9 * num_rows), layout='constrained')
     panels = figure.subplots(
         num_rows, num_columns, sharex=True, sharey=True, squeeze=False
     ).flatten()
-    for (name, rankings), color in zip(
+    for (name, precision), color in zip(
         models.items(), MODEL_COLORS, strict=False
     ):
-        curves = with_mean(
-            np.array([areas[0].precision() for areas in rankings])
-        )  # (1 + K, T, 101)
+        curves = with_mean(precision[..., 0].transpose(2, 0, 1))
         for axes, k in zip(panels, [0, *(shown + 1)], strict=False):
             for threshold, style in ((0, '-'), (5, '--')):
                 axes.plot(

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from lors_det.analysis.average_precision import (
     bootstrap,
     class_ap,
-    rank,
+    precision_curves,
     with_mean,
 )
 from lors_det.analysis.detection_errors import (
@@ -57,7 +57,7 @@ def analyse(
 ) -> tuple[np.ndarray[Any, Any], Errors]:
     """COCO's numbers, the mean over classes first, and all errors."""
     matched = match(truth, load(truth, found))
-    return with_mean(class_ap(rank(matched))), find_errors(matched)
+    return with_mean(class_ap(precision_curves(matched))), find_errors(matched)
 
 
 def test_perfect_detections() -> None:
@@ -92,6 +92,20 @@ def test_one_error_is_of_its_kind_and_costs_what_is_lost(kind: str) -> None:
     assert lost > 0.01
     expected = {each: lost if each == kind else 0 for each in KINDS}
     assert errors.costs() == pytest.approx(expected)
+
+
+def test_errors_are_those_of_the_authors_code() -> None:
+    """Recorded from tidecv 1.0.1 (MIT); it gives percent."""
+    objects, found = noisy()
+    for number, each in enumerate(found):
+        each['score'] += number / 1e6  # no two are equal
+    ap, errors = analyse(truth_of(objects, num_images=12), found)
+    assert 100 * ap[0, 1] == pytest.approx(28.8476522, abs=1e-6)
+    assert list(errors.counts().values()) == [12, 25, 19, 31, 25, 5]
+    costs = [1.0998, 10.3874, 5.6467, 3.0113, 6.0871, 3.4765]
+    assert [100 * cost for cost in errors.costs().values()] == pytest.approx(
+        costs, abs=1e-4
+    )
 
 
 def test_the_better_of_two_errors_is_mended() -> None:
@@ -129,35 +143,36 @@ def test_ap_is_that_of_pycocotools(seed: int) -> None:
     assert min(errors.counts()[kind] for kind in ('Cls', 'Loc', 'Dupe')) > 0
 
 
-def test_weights_repeat_images() -> None:
+def test_an_image_that_is_drawn_twice_counts_twice() -> None:
     objects, found = noisy(num_images=4)
     for number, each in enumerate(found):
         each['score'] += number / 1e6  # no two are equal
     truth = truth_of(objects, num_images=4)
-    rankings = rank(match(truth, load(truth, found)))
-    weighted = class_ap(rankings, np.array([2, 0, 1, 1]))
+    matched = match(truth, load(truth, found))
+    resampled = class_ap(precision_curves(matched, [0, 0, 2, 3]))
     # The second image becomes a copy of the first one.
     objects = [each for each in objects if each[0] != 2]
     objects += [(2, *rest) for image, *rest in objects if image == 1]
     found = [each for each in found if each['image_id'] != 2]
     found += [{**x, 'image_id': 2} for x in found if x['image_id'] == 1]
     truth = truth_of(objects, num_images=4)
-    repeated = class_ap(rank(match(truth, load(truth, found))))
-    np.testing.assert_allclose(weighted, repeated, atol=1e-12)
+    matched = match(truth, load(truth, found))
+    copied = class_ap(precision_curves(matched))
+    np.testing.assert_allclose(resampled, copied, atol=1e-12)
 
 
 def test_intervals_contain_the_estimate() -> None:
     objects, found = noisy()
     truth = truth_of(objects, num_images=12)
-    rankings = rank(match(truth, load(truth, found)))
-    samples = bootstrap(rankings, 100)
+    matched = match(truth, load(truth, found))
+    samples = bootstrap(matched, 50)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
-    point = with_mean(class_ap(rankings))
+    point = with_mean(class_ap(precision_curves(matched)))
     known = ~np.isnan(point)
     assert known.sum() == 18  # all but the birds
     assert ((low <= point) & (point <= high))[known].all()
     assert (high - low)[0, 0] > 0.01
-    np.testing.assert_array_equal(bootstrap(rankings, 100), samples)
+    np.testing.assert_array_equal(bootstrap(matched, 50), samples)
 
 
 def test_confusions() -> None:
