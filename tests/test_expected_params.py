@@ -12,18 +12,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.factories import build
-from helpers.golden_files import GOLDEN_DIR
+from helpers.golden_files import recorded
 from mmengine.config import Config
 from torch import nn
 
 from lors_det.adamixer import AdaMixerDecoder
+from lors_det.vit import ViTClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
-PATTERN = 'expected_params*.json'
-#: Of the directory under test; of the project where that has none.
-FILES = sorted(GOLDEN_DIR.glob(PATTERN)) or sorted(
-    (ROOT / 'tests' / 'golden').glob(PATTERN)
-)
+FILES = recorded('expected_params*.json')
 CONFIGS = {
     'adamixer': 'configs/adamixer/adamixer_r50_1x_coco.py',
     'lors': 'configs/lors/lors-adamixer_r50_1x_coco.py',
@@ -70,6 +67,34 @@ SAMPLING_N_MIXING_PARTS = {
     'parameter_generator': r'mixing\.(channel|spatial)\.dense\.0\.',
     'out_proj': r'mixing\.out_proj\.\w+\.0$',
     'norm': r'mixing\.norm\.0\.',
+}
+#: The same of a classifier.
+VIT_PARTS = {
+    'total_with_head': r'',
+    'backbone': r'(?!head\.)',
+    'patch_embed': r'embed\.proj\.',
+    'cls_token': r'embed\.cls_token$',
+    'pos_embed': r'embed\.pos_embed$',
+    'final_norm': r'norm\.',
+    'head': r'head\.',
+    'encoder': r'encoder\.',
+    'encoder_layer_norms': r'encoder\.norm[12]\.',
+    'attn_lors': r'encoder\.attention\.',
+    'ffn_lors': r'encoder\.ffn\.',
+    'attn_shared': r'encoder\.attention\.\w+\.shared$',
+    'attn_private_AB': r'encoder\.attention\.\w+\.private_[AB]\.',
+    'attn_bias_per_layer': r'encoder\.attention\.\w+\.bias\.',
+    'ffn_shared': r'encoder\.ffn\.\w+\.shared$',
+    'ffn_private_AB': r'encoder\.ffn\.\w+\.private_[AB]\.',
+    'ffn_bias_per_layer': r'encoder\.ffn\.\w+\.bias\.',
+}
+#: The table of positions of the release's DeiT, for images of 56 pixels.
+IMG_SIZE = 56
+DEIT = {
+    'attn_kernel_size': 32,
+    'attn_kernel_groups': [1] * 9 + [2, 4, 6],
+    'ffn_kernel_size': 32,
+    'ffn_kernel_groups': [6, 4, 2] + [1] * 9,
 }
 
 
@@ -173,3 +198,33 @@ def test_detectors(path: Path) -> None:
             if 'total' in expected:
                 found.setdefault('total', sum(found.values()))
             assert found == expected, (name, section)
+
+
+def deit_tiny(cell: dict[str, Any] | None) -> ViTClassifier:
+    """DeiT-Tiny of the release's CIFAR-100 config, dense without a cell."""
+    stacks = {
+        name: {
+            'mode': 'lors',
+            'rank': cell[f'{key}_kernel_size'],
+            'num_param_groups': cell[f'{key}_kernel_groups'],
+        }
+        for name, key in (('attention', 'attn'), ('ffn', 'ffn'))
+        if cell is not None
+    }
+    with torch.device('meta'):
+        return ViTClassifier(100, img_size=IMG_SIZE, stacks=stacks)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_classifiers(path: Path) -> None:
+    content = json.loads(path.read_text())
+    entry = content.get('deit_tiny_cifar100', {})
+    for cell, expected in (
+        (None, entry.get('dense', {})),
+        (DEIT, entry.get('lors', {})),
+        *((cell, cell) for cell in content.get('vit_grid', [])),
+    ):
+        model = deit_tiny(cell)
+        expected = numbers(expected, 'attn_kernel_size', 'ffn_kernel_size')
+        found = {part: count(model, VIT_PARTS[part]) for part in expected}
+        assert found == expected, cell

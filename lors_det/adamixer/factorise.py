@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from lors_det.adamixer.decoder import AdaMixerDecoder
 from lors_det.adamixer.settings import STACKS
 from lors_det.lors import FitReport, StackConfig, factorise
+from lors_det.lors.naming import match_module_names
 
 MODULES = {
     'attention': 'attention.*',
@@ -25,6 +28,7 @@ def factorise_decoder(
     stacks: Mapping[str, Any],
     max_iters: int = 50,
     tol: float = 1e-6,
+    inputs: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> dict[str, FitReport]:
     """Turn a trained dense decoder into LORS, as near as its ranks allow.
 
@@ -44,6 +48,7 @@ def factorise_decoder(
             `AdaMixerDecoder`.
         max_iters: See `factorise`.
         tol: See `factorise`.
+        inputs: See `factorise`.
 
     Returns:
         Errors of the layers of every stack, by its name in the decoder.
@@ -62,4 +67,14 @@ def factorise_decoder(
         MODULES[step]: StackConfig.parse(config, f'stacks.{step}')
         for step, config in stacks.items()
     }
-    return factorise(decoder, chosen, max_iters, tol)
+    return factorise(decoder, chosen, max_iters, tol, inputs)
+
+
+def stacks_of(step: str, names: Iterable[str]) -> list[str]:
+    """Return the names of the stacks that a step of the config stands for.
+
+    Args:
+        step: A key of ``stacks``.
+        names: Names of stacks in the decoder.
+    """
+    return match_module_names(MODULES[step], names, 'stack')

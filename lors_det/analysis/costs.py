@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lors_det.errors import UsageError
-from lors_det.lors import count_parameters
+from lors_det.lors import ParameterCount, count_parameters
 
 # A 1333 x 800 image, padded to a multiple of 32.
 INPUT_SIZE = (800, 1344)
@@ -30,35 +31,15 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class Part:
-    """Costs of a module of a detector, and all modules inside it.
-
-    Args:
-        shared: Parameters in matrices that all stages use.
-        private: Parameters in low-rank factors and their generators.
-        dense: Parameters in unrelated matrices of stacks.
-        other: All other parameters.
-        total: Sum of the four.
-        gmacs: 10^9 multiply-adds for one image (`count_macs`).
-    """
-
-    shared: int
-    private: int
-    dense: int
-    other: int
-    total: int
-    gmacs: float
-
-
-@dataclass(frozen=True)
 class ModelReport:
     """Costs of a detector; bytes where a name says so.
 
     Args:
-        parts: Costs by the name of the module; ``model`` is all of it.
+        parts: Parameters of modules, with all that is inside, by the name
+            of the module; ``model`` is all of it.
+        gmacs: 10^9 multiply-adds for one image (`count_macs`), by the same
+            names.
         trainable: Parameters that get a gradient.
-        dense_decoder: Parameters of the decoder's dense counterpart, all of
-            whose stacks are in the mode ``dense``.
         checkpoint_bytes: Weights and buffers in float32.
         checkpoint_bytes_half: The same, floating point in float16.
         training_bytes: Weights, gradients and AdamW's two moments in float32.
@@ -66,9 +47,9 @@ class ModelReport:
             each step, in float32.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, ParameterCount]
+    gmacs: dict[str, float]
     trainable: int
-    dense_decoder: int
     checkpoint_bytes: int
     checkpoint_bytes_half: int
     training_bytes: int
@@ -113,7 +94,7 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
-def count_macs(model: nn.Module) -> dict[str, float]:
+def count_macs(model: nn.Module) -> Counter[str]:
     """Count multiply-adds of a detector for one image of 1333 x 800 pixels.
 
     `flop_counter` counts while the detector runs on the meta device: every
@@ -125,18 +106,19 @@ def count_macs(model: nn.Module) -> dict[str, float]:
         model: A detector on the meta device.
 
     Returns:
-        Multiply-adds by the name of the module.
+        Multiply-adds by the name of the module; ``model`` is all of it, and
+        0 those of a module that has none.
     """
     model.eval()
     image = torch.empty(1, 3, *INPUT_SIZE, device='meta')
     with torch.no_grad(), flop_counter() as counter:
         model(image)
     root = type(model).__name__
-    return {
-        name.removeprefix(root).removeprefix('.'): sum(ops.values()) / 2
-        for name, ops in counter.get_flop_counts().items()
-        if name != 'Global'
-    }
+    macs: Counter[str] = Counter()
+    for name, ops in counter.get_flop_counts().items():
+        part = name.removeprefix(root).removeprefix('.') or 'model'
+        macs[part] = sum(ops.values()) // 2
+    return macs
 
 
 def report(model_cfg: Mapping[str, Any]) -> ModelReport:
@@ -158,15 +140,15 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
             f'got {model_cfg.get("decoder")!r}'
         )
     model = build_on_meta(model_cfg)
+    modules = {x or 'model': model.get_submodule(x) for x in (*PARTS, '')}
+    macs = count_macs(model)
     state = model.state_dict().values()
     sizes = [p.numel() for p in model.parameters()]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return ModelReport(
-        parts=_parts(model),
+        parts={x: count_parameters(part) for x, part in modules.items()},
+        gmacs={x: macs[x] / 1e9 for x in modules},
         trainable=trainable,
-        dense_decoder=count_parameters(
-            model.get_submodule('decoder')
-        ).dense_total,
         checkpoint_bytes=sum(x.nbytes for x in state),
         checkpoint_bytes_half=sum(
             x.nbytes // 2 if x.is_floating_point() else x.nbytes for x in state
@@ -174,16 +156,3 @@ def report(model_cfg: Mapping[str, Any]) -> ModelReport:
         training_bytes=4 * sum(sizes) + 3 * 4 * trainable,
         allreduce_bytes=4 * trainable,
     )
-
-
-def _parts(model: nn.Module) -> dict[str, Part]:
-    """Count the costs of all modules in `PARTS`, and of the model."""
-    macs = count_macs(model)
-    parts = {}
-    for name in (*PARTS, ''):
-        c = count_parameters(model.get_submodule(name))
-        parts[name or 'model'] = Part(
-            c.shared, c.private, c.dense, c.other, c.total,
-            gmacs=macs.get(name, 0) / 1e9,
-        )  # fmt: skip
-    return parts

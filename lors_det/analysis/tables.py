@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
 
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
 
@@ -58,8 +57,11 @@ def format_reports(
     for name, report in reports.items():
         parts = [header]
         for key, part in report.parts.items():
-            *counts, gmacs = astuple(part)
-            parts.append([key, *(f'{n:,}' for n in counts), f'{gmacs:.2f}'])
+            counts = (
+                part.shared, part.private, part.dense, part.other, part.total
+            )  # fmt: skip
+            gmacs = f'{report.gmacs[key]:.2f}'
+            parts.append([key, *(f'{n:,}' for n in counts), gmacs])
         blocks += [name, table(parts)]
         decoder, model = report.parts['decoder'], report.parts['model']
         full, half, state, gradients = (
@@ -76,8 +78,8 @@ def format_reports(
                 f'{model.total / 1e6:.1f} M',
                 _change(decoder.total, first['decoder'].total),
                 _change(model.total, first['model'].total),
-                _change(decoder.total, report.dense_decoder),
-                f'{model.gmacs:.1f}',
+                _change(decoder.total, decoder.dense_total),
+                f'{report.gmacs["model"]:.1f}',
                 f'{full} / {half}',
                 state,
                 gradients,

@@ -112,7 +112,7 @@ def _row(
         _stack(stacks.get('mixing_out_proj')),
         f'{parts["decoder"].total / 1e6:.1f}',
         f'{parts["model"].total / 1e6:.1f}',
-        f'{parts["model"].gmacs:.1f}',
+        f'{reports[key].gmacs["model"]:.1f}',
         str((entry.get('Metadata') or {}).get('Published box AP', '')),
         ', '.join(str(m['box AP']) for m in metrics if 'box AP' in m),
     ]

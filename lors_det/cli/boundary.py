@@ -26,8 +26,12 @@ from lors_det.errors import UsageError
 PathInConfig = tuple[str, ...]
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNKNOWN_TYPE = r'is not in the .+ registry|^Failed to get'
+UNKNOWN_TYPE = (
+    'is not in the .+ registry|^Failed to get|^None is not a callable object'
+)
 NO_CONFIG = 'cfg should be a dict|must contain the key "type"'
+#: Functions of mmengine that read one setting.
+READERS = {'load_or_resume': 'load_from', 'set_randomness': 'randomness'}
 
 
 class OneLineErrors:
@@ -102,9 +106,8 @@ class OneLineErrors:
         """Name the setting that is wrong."""
         from mmengine.runner import Runner  # late: --help needs no torch
 
-        taken = inspect.signature(Runner.__init__).parameters
-        keys = [key for key in self.cfg if key in taken]
-        keys.sort(key=lambda key: not key.startswith(self.loop))
+        taken = {*inspect.signature(Runner.__init__).parameters} & {*self.cfg}
+        keys = sorted(taken, key=lambda key: not key.startswith(self.loop))
         try:
             return _describe(error, {key: self.cfg[key] for key in keys})
         except Exception:  # must not hide the error that is described
@@ -168,36 +171,53 @@ def suggest(name: str, names: Iterable[str]) -> str:
     return f'; expected one of {names}' if 0 < len(names) <= 20 else ''
 
 
+def walk_config(
+    node: Any, path: PathInConfig = ()
+) -> Iterator[tuple[PathInConfig, Any]]:
+    """Yield all entries of a config with their paths, outer ones first.
+
+    Args:
+        node: The config, or a part of it.
+        path: Path of the part.
+    """
+    yield path, node
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        entries = node.items()
+    elif isinstance(node, (list, tuple)):
+        entries = enumerate(node)
+    for name, value in entries:
+        yield from walk_config(value, (*path, str(name)))
+
+
 def _describe(error: Exception, settings: dict[str, Any]) -> str:
     """Name the setting that an error is about."""
-    frames = list(_frames(error))
+    frames = _frames(error)
     path = _part_in_use(frames, settings)
-    node = _get(settings, path)
+    part = _get(settings, path)
     text = one_line(error)
-    if isinstance(node, Mapping):  # some messages begin with the class
-        text = text.removeprefix(f'{node.get("type")}.')
-    keyed = re.match(r'(?:model\.)?((\w+)[\w.\[\]]*)=', text)
+    # Some messages begin with the class.
+    keyed = re.match(r'(?:model\.|[A-Z]\w+\.)?((\w+)[\w.\[\]]*)=', text)
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
     if keyed:  # the message names its key: complete the path
-        while path and keyed[2] not in _names(_get(settings, path)):
+        while path and keyed[2] not in _keys(_get(settings, path)):
             path = path[:-1]
         return f'CONFIG: {".".join((*path, ""))}{text[keyed.start(1) :]}'
-    if unexpected and unexpected[1] in _names(node):
+    if unexpected and unexpected[1] in _keys(part):
         path = (*path, unexpected[1])
         taken = _arguments(_local(frames, 'obj_cls'))
         text = f'unknown key{suggest(path[-1], taken)}'
-    elif re.search(UNKNOWN_TYPE, text) and 'type' in _names(node):
+    elif re.search(UNKNOWN_TYPE, text) and 'type' in _keys(part):
         path = (*path, 'type')
-        text = _unknown_type(str(node['type']), frames)
+        text = _unknown_type(str(part['type']), frames)
     elif isinstance(error, URLError):
         text = f'cannot be downloaded ({error.reason}); where there is no '
         text += 'network, fetch the file elsewhere and give its path'
     elif re.search(NO_CONFIG, text):
         wanted = _local(frames, 'cfg')
-        path = next((p for p, v in _walk(node, path) if v is wanted), path)
-        text = "expected a dict with 'type'"
+        found = (p for p, v in walk_config(part, path) if v is wanted)
+        path, text = next(found, path), "expected a dict with 'type'"
     else:
-        path = _file_in_text(text, settings) or path
         path = _key_in_text(text, path, settings)
     if not path:
         return f'CONFIG: {text}'
@@ -205,15 +225,14 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
     return f'CONFIG: {".".join(path)}={value}: {text}'
 
 
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    """Yield the frames that failed, of the first cause and innermost first."""
-    if error.__cause__:
-        yield from _frames(error.__cause__)
+def _frames(error: BaseException) -> list[FrameType]:
+    """Return the frames that failed, of the first cause, innermost first."""
     found = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    yield from reversed(found)
+    causes = _frames(error.__cause__) if error.__cause__ else []
+    return causes + found[::-1]
 
 
-def _local(frames: Iterable[FrameType], name: str) -> Any:
+def _local(frames: list[FrameType], name: str) -> Any:
     """Return the innermost local variable of a name."""
     return next((f.f_locals[name] for f in frames if name in f.f_locals), None)
 
@@ -225,27 +244,13 @@ def _arguments(built: Any) -> set[str]:
     return {name for f in makers for name in inspect.signature(f).parameters}
 
 
-def _names(node: Any) -> set[str]:
+def _keys(node: Any) -> set[str]:
     return set(node) if isinstance(node, Mapping) else set()
 
 
 def _get(node: Any, path: PathInConfig) -> Any:
     """Return what the config has at a path; None if nothing."""
-    return dict(_walk(node)).get(path)
-
-
-def _walk(
-    node: Any, path: PathInConfig = ()
-) -> Iterator[tuple[PathInConfig, Any]]:
-    """Yield all entries of the config with their paths, outer ones first."""
-    yield path, node
-    entries: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, Mapping):
-        entries = node.items()
-    elif isinstance(node, (list, tuple)):
-        entries = enumerate(node)
-    for name, value in entries:
-        yield from _walk(value, (*path, str(name)))
+    return dict(walk_config(node)).get(path)
 
 
 def _part_in_use(
@@ -258,26 +263,24 @@ def _part_in_use(
     """
     for frame in frames:
         code = frame.f_code
-        names = code.co_varnames[: code.co_argcount]
-        if code.co_name == 'load_or_resume':
-            return ('load_from',)
-        if code.co_name == 'set_randomness':
-            return ('randomness',)
-        if code.co_name.lstrip('_').startswith('build'):
-            for name in names:
+        if code.co_name in READERS:
+            return (READERS[code.co_name],)
+        # The last is a local variable of what builds optimisers.
+        names = (*code.co_varnames[: code.co_argcount], 'optimizer_cfg')
+        builds = code.co_name.lstrip('_').startswith('build')
+        is_runner = code.co_filename.endswith('mmengine/runner/runner.py')
+        for name in names:
+            if builds or name == 'optimizer_cfg':
                 path = _most_similar(frame.f_locals.get(name), settings)
                 if path:
                     return path
-        is_runner = code.co_filename.endswith('mmengine/runner/runner.py')
-        if is_runner and code.co_name != '__init__':
-            for name in names:
-                if name in settings:
-                    return (name,)
+            if is_runner and code.co_name != '__init__' and name in settings:
+                return (name,)
     for frame in frames:
         # mmengine drops the traceback of some errors of hooks.
         user = frame.f_locals.get('hook', frame.f_locals.get('self'))
-        for path, node in _walk(settings):
-            if _names(node) and node.get('type') == type(user).__name__:
+        for path, node in walk_config(settings):
+            if _keys(node) and node.get('type') == type(user).__name__:
                 # A loop runs what fails: it is seldom to blame.
                 is_loop = path[0].endswith('_cfg')
                 return () if is_loop and frame is not frames[0] else path
@@ -292,35 +295,27 @@ def _most_similar(wanted: Any, settings: dict[str, Any]) -> PathInConfig:
     """
     if not isinstance(wanted, Mapping):
         return ()
-    best: tuple[int, PathInConfig] = (-1, ())
-    for path, node in _walk(settings):
-        if not isinstance(node, Mapping) or not path:
-            continue
-        if node == wanted:
-            return path
-        if 'type' in wanted and node.get('type') == wanted['type']:
-            same = sum(wanted.get(key) == node[key] for key in node)
-            best = max(best, (same, path), key=lambda each: each[0])
-    return best[1]
-
-
-def _file_in_text(text: str, settings: dict[str, Any]) -> PathInConfig:
-    """Find the setting that names the file that a message begins with."""
-    for path, value in _walk(settings):
-        if isinstance(value, str) and text.startswith(
-            (f'{value}: ', f'{os.path.abspath(value)}: ')
-        ):
-            return path
-    return ()
+    similar = {
+        path: sum(wanted.get(key) == node[key] for key in node)
+        for path, node in walk_config(settings)
+        if _keys(node)
+        and (node == wanted or node.get('type', '') == wanted.get('type'))
+    }
+    return max(similar, key=similar.__getitem__, default=())
 
 
 def _key_in_text(
     text: str, path: PathInConfig, settings: dict[str, Any]
 ) -> PathInConfig:
-    """Complete a path by the key that a message speaks of, if it does."""
+    """Complete a path by the key or value that a message speaks of."""
+    for found, value in walk_config(settings):
+        if isinstance(value, str) and text.startswith(
+            (f'{value}: ', f'{os.path.abspath(value)}: ')
+        ):
+            return found  # the file that the message begins with
     words = set(re.findall(r'\w+', text))
-    node = _get(settings, path) if path else None
-    entries = dict(node) if isinstance(node, Mapping) else {}
+    part = _get(settings, path) if path else None
+    entries = dict(part) if isinstance(part, Mapping) else {}
     entries.pop('type', None)
     for key in entries:
         if key in words:
@@ -333,7 +328,7 @@ def _key_in_text(
         ):
             return (*path, key)
     if not path or path[0].endswith('_hooks'):  # they check other settings
-        for found, _ in _walk(settings):
+        for found, _ in walk_config(settings):
             if found and found[-1] in words and '_' in found[-1]:
                 return found
     return path

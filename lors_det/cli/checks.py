@@ -6,20 +6,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from lors_det.cli.boundary import suggest
+from lors_det.cli.boundary import suggest, walk_config
 from lors_det.datasets.annotations import check_annotations, read_annotations
 from lors_det.errors import UsageError
 
 COCO_HELP = (
     'get COCO 2017 with `mim download mmdet --dataset coco2017` or from '
     'https://cocodataset.org, or name another folder in the config '
-    '(README, "Train on COCO")'
+    '(docs/coco.md)'
 )
+NUMBER = (int, float)
 #: What is read from dicts that no class takes as its arguments, besides what
 #: the runner and the loader take; '' is the config itself.
 READ = {
@@ -44,10 +46,10 @@ def check_options(
     options: Mapping[str, Any],
     source: str = '--cfg-options',
 ) -> None:
-    """Check that something reads the settings that change a config.
+    """Check that the settings that change a config have an effect.
 
     A part that is built from a dict with ``type`` refuses a key that it does
-    not know; this looks at the other dicts.
+    not know; this looks at the other dicts, and at variables of the file.
 
     Args:
         cfg: The config without the options.
@@ -55,10 +57,13 @@ def check_options(
         source: Where they are from, for messages.
 
     Raises:
-        UsageError: If nothing reads a key.
+        UsageError: If nothing reads a key, or a value is of another kind than
+            the config's.
     """
     for option, value in options.items():
+        what = f'{source} {option}={value!r}'
         node: Any = dict(cfg)
+        part: Any = {}
         parent = ''
         for name in option.split('.'):
             read = _keys_read(parent)
@@ -67,11 +72,45 @@ def check_options(
             if not isinstance(node, Mapping) or name == '_delete_':
                 break
             if read and name not in read and name not in node:
-                raise UsageError(
-                    f'{source} {option}={value!r}: nothing reads '
-                    f'{name!r}{suggest(name, (*read, *node))}'
-                )
-            node, parent = node.get(name, {}), name
+                near = suggest(name, (*read, *node))
+                raise UsageError(f'{what}: nothing reads {name!r}{near}')
+            if not parent and name not in read:
+                raise UsageError(f'{what}: {_where_used(cfg, name)}')
+            node, part, parent = node.get(name, {}), node, name
+        else:
+            kind = _kind_expected(option, value, part)
+            if kind:
+                raise UsageError(f'{what}: expected {kind}, as in the config')
+
+
+def _where_used(cfg: Mapping[str, Any], variable: str) -> str:
+    """Say which settings a variable of the config file was used for."""
+    value = cfg[variable]
+    settings = {key: cfg[key] for key in _keys_read('') if key in cfg}
+    found = [
+        '.'.join(path)
+        for path, node in walk_config(settings)
+        if node == value
+        and (path[-1:] == (variable,) or value not in (None, True, False))
+    ]
+    used = f'the config file has used {variable!r} already'
+    return f'{used}; change {", ".join(found[:3])}' if found else used
+
+
+def _kind_expected(option: str, value: Any, part: Mapping[str, Any]) -> str:
+    """Return what an option should be, where no class checks that it is."""
+    before = part.get(option.split('.')[-1])
+    if before and _each_is(before, Mapping) and 'type' not in part:
+        return '' if _each_is(value, (Mapping, bool, NoneType)) else 'a dict'
+    if option.startswith('param_scheduler.') and _each_is(before, NUMBER):
+        return '' if _each_is(value, (*NUMBER, NoneType)) else 'numbers'
+    return ''
+
+
+def _each_is(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value, or each one of a list, is of a kind."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(each, kinds) for each in values)
 
 
 def _keys_read(parent: str) -> list[str]:
@@ -111,19 +150,16 @@ def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
         UsageError: If an annotation file or image folder is missing; the text
             says which setting named it.
     """
-    key = f'{loop}_dataloader'
     for dataset in datasets_of(cfg, loop):
-        if dataset.get('backend_args'):
-            continue  # not in the file system: the backend will tell
-        root = dataset.get('data_root') or ''
-        files = {'ann_file': dataset.get('ann_file') or ''}
+        files = {'ann_file': dataset.get('ann_file')}
         for name, prefix in (dataset.get('data_prefix') or {}).items():
             files[f'data_prefix.{name}'] = prefix
         for name, file in files.items():
-            path = Path(root, file)
-            if file and '://' not in str(file) and not path.exists():
+            path = _local_path(dataset, file)
+            if path and not path.exists():
                 raise UsageError(
-                    f'{key}.dataset.{name}: {path} does not exist; {COCO_HELP}'
+                    f'{loop}_dataloader.dataset.{name}: {path} does not '
+                    f'exist; {COCO_HELP}'
                 )
 
 
@@ -138,28 +174,21 @@ def check_evaluator(cfg: Mapping[str, Any], loop: str) -> None:
         UsageError: If its file is missing, cannot be used, or lacks an image.
     """
     found = cfg.get(f'{loop}_evaluator') or {}
-    loaded = [
-        Path(each.get('data_root') or '', each['ann_file'])
-        for each in datasets_of(cfg, loop)
-        if each.get('ann_file') and not each.get('backend_args')
-    ]
+    datasets = datasets_of(cfg, loop)
+    loaded = [_local_path(each, each.get('ann_file')) for each in datasets]
     for metric in found if isinstance(found, list) else [found]:
-        file = metric.get('ann_file')
-        if not file or '://' in file or metric.get('backend_args'):
-            continue
-        if any(Path(file).resolve() == each.resolve() for each in loaded):
+        path = _local_path(metric, metric.get('ann_file'))
+        if not path or path in loaded:
             continue  # the data set checks it
-        name = f'CONFIG: {loop}_evaluator.ann_file={file!r}'
-        content = read_annotations(file, name)
-        check_annotations(content).raise_refused(name)
-        known = _image_names(content)
-        for path in loaded:
-            missing = (
-                _image_names(read_annotations(str(path), str(path))) - known
-            )
+        name = f'CONFIG: {loop}_evaluator.ann_file={str(path)!r}'
+        known = read_annotations(str(path), name)
+        check_annotations(known).raise_refused(name)
+        for other in filter(None, loaded):
+            used = read_annotations(str(other), str(other))
+            missing = _image_names(used) - _image_names(known)
             if missing:
                 raise UsageError(
-                    f'{name}: {len(missing)} images of {path} are not in it, '
+                    f'{name}: {len(missing)} images of {other} are not in it, '
                     f'like {min(missing)!r}; expected the annotations of '
                     f'{loop}_dataloader'
                 )
@@ -170,6 +199,13 @@ def _image_names(content: Mapping[str, Any]) -> set[tuple[str, str]]:
         (str(each.get('id')), str(each.get('file_name')))
         for each in content['images']
     }
+
+
+def _local_path(config: Mapping[str, Any], file: str | None) -> Path | None:
+    """Return where a file is; None for none, or one that a backend fetches."""
+    if not file or '://' in file or config.get('backend_args'):
+        return None
+    return Path(config.get('data_root') or '', file)
 
 
 def datasets_of(
@@ -191,21 +227,3 @@ def datasets_of(
             waiting[:0] = dataset['datasets']
         else:
             yield dataset
-
-
-def check_work_dir(work_dir: str) -> None:
-    """Check that a new run overwrites no checkpoint.
-
-    Args:
-        work_dir: Folder that the run will write to.
-
-    Raises:
-        UsageError: If it holds checkpoints.
-    """
-    found = sorted(Path(work_dir).glob('*.pth'))
-    if found:
-        raise UsageError(
-            f'{work_dir} holds {len(found)} checkpoints of an earlier run '
-            f'({found[-1].name}): --resume continues it, --work-dir names '
-            'another folder, --overwrite writes over it'
-        )

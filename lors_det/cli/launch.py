@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
+
+# isort: split
+
 import argparse
 import gc
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +18,13 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from lors_det.cli.boundary import OneLineErrors, one_line
 from lors_det.cli.checks import check_options
+from lors_det.cli.console import ConsoleRunner
 from lors_det.errors import UsageError
 from lors_det.files import check_file
 from lors_det.safe_load import install
@@ -123,7 +126,7 @@ def build_runner(cfg: Config, errors: OneLineErrors) -> Runner:
     elif cfg.launcher == 'pytorch' and num_restarts() > 0:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         _join_processes(cfg.env_cfg.dist_cfg.backend)
-    runner = _QuietRunner.from_cfg(cfg)
+    runner = ConsoleRunner.from_cfg(cfg)
     runner.register_hook(_FirstBatch(errors), priority='LOWEST')
     return runner
 
@@ -177,46 +180,8 @@ def _join_processes(backend: str) -> None:
     )
 
 
-class _QuietRunner(Runner):
-    """Keeps its log from the console until the first iteration.
-
-    What is wrong with the model, the data or the checkpoint is then all that
-    one sees. The log file has everything from the beginning.
-    """
-
-    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build mmengine's logger, with a console that waits.
-
-        Args:
-            *args: As in mmengine.
-            **kwargs: As in mmengine.
-        """
-        logger = super().build_logger(*args, **kwargs)
-        self.held: list[logging.LogRecord] = []
-        self.console = [
-            handler
-            for handler in logger.handlers
-            if type(handler) is logging.StreamHandler
-        ]
-        for handler in self.console:
-            handler.addFilter(self._hold)
-        return logger
-
-    def _hold(self, record: logging.LogRecord) -> bool:
-        self.held.append(record)
-        return False
-
-    def show_log(self) -> None:
-        """Print what has been logged, and from now on print at once."""
-        for handler in self.console:
-            handler.removeFilter(self._hold)
-            for record in self.held:
-                handler.emit(record)  # has been filtered already
-        self.held = []
-
-
 class _FirstBatch(Hook):
-    """Shows the log when a run begins, and tells when it has proved to work.
+    """Lets the console begin, and tells when it has proved to work.
 
     That is when a second iteration begins: what comes after the first may
     fail by a wrong setting too.
@@ -229,10 +194,11 @@ class _FirstBatch(Hook):
         self.errors = errors
         self.iterations = 0
 
-    def before_train(self, runner: _QuietRunner) -> None:
-        runner.show_log()
+    def before_train(self, runner: ConsoleRunner) -> None:
+        runner.begin(in_training=True)
 
-    before_test = before_train
+    def before_test(self, runner: ConsoleRunner) -> None:
+        runner.begin(in_training=False)
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
         self.errors.first_batch_done = self.iterations > 0

@@ -15,7 +15,6 @@ from lors_det.cli.checks import (
     check_clipping,
     check_dataset,
     check_evaluator,
-    check_work_dir,
 )
 from lors_det.cli.launch import (
     build_runner,
@@ -104,5 +103,11 @@ def _resume_from(args: argparse.Namespace, cfg: Config) -> str | None:
         return str(args.resume)
     found = latest_checkpoint(folder, args.trust) if args.resume else None
     if not found and not args.overwrite:
-        check_work_dir(folder)
+        earlier = sorted(Path(folder).glob('*.pth'))
+        if earlier:
+            raise UsageError(
+                f'{folder} holds {len(earlier)} checkpoints of an earlier run '
+                f'({earlier[-1].name}): --resume continues it, --work-dir '
+                'names another folder, --overwrite writes over it'
+            )
     return found

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The error of the ops of ``mmcv._ext`` that the stand-in lacks."""
 
-from typing import Any, NoReturn
-
 
 class MissingOpError(NotImplementedError):
     """An op was called that only mmcv's compiled extension has.
@@ -21,17 +19,3 @@ class MissingOpError(NotImplementedError):
             'builds one; see also '
             'https://mmcv.readthedocs.io/en/latest/get_started/installation.html'
         )
-
-
-def call_missing_op(name: str, *args: Any, **kwargs: Any) -> NoReturn:
-    """Raise the error of a missing op.
-
-    Args:
-        name: The op's name in ``mmcv._ext``.
-        args: Ignored.
-        kwargs: Ignored.
-
-    Raises:
-        MissingOpError: Always.
-    """
-    raise MissingOpError(f'The op {name!r}')

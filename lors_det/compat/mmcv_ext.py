@@ -21,9 +21,9 @@ from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from lors_det.compat.missing import call_missing_op
+from lors_det.compat.missing import MissingOpError
 
 _NAME = 'mmcv._ext'
 _ORIGIN = 'lors_det.compat'  # marks the stand-in
@@ -57,7 +57,7 @@ class StandInExt(ModuleType):
         from lors_det.compat import ops
 
         op = getattr(ops, name) if name in ops.__all__ else None
-        op = op or partial(call_missing_op, name)
+        op = op or partial(_raise_missing, name)
         setattr(self, name, op)
         return op
 
@@ -114,6 +114,11 @@ def ensure_mmcv_ext() -> bool:
                 stacklevel=2,
             )
     return True
+
+
+def _raise_missing(op: str, *args: Any, **kwargs: Any) -> NoReturn:
+    """Stand for an op that is missing: calling it is an error."""
+    raise MissingOpError(f'The op {op!r}')
 
 
 def _has_real(path: Sequence[str] | None) -> bool:

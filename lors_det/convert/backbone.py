@@ -12,7 +12,7 @@ from typing import Any
 
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 
-from lors_det.convert.tensors import Shapes
+from lors_det.convert.names import Shapes
 from lors_det.errors import UsageError
 
 

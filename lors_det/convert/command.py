@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from lors_det.convert.models import convert, revert
-from lors_det.convert.tensors import OfficialModel
+from lors_det.convert.names import RecognisedModel
 from lors_det.convert.weights import read_weights
 from lors_det.errors import UsageError
 from lors_det.files import check_output
@@ -68,7 +68,7 @@ def convert_file(
         yield config_text(result.model)
 
 
-def config_text(model: OfficialModel) -> str:
+def config_text(model: RecognisedModel) -> str:
     """Return the text of a config for a model, for a folder of ``configs/``.
 
     Args:

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lors_det.convert.detector import detector_renames, recognise_detector
-from lors_det.convert.tensors import (
-    OfficialModel,
-    Shapes,
-    to_official,
-    to_ours,
-)
-from lors_det.convert.vit import recognise_vit, vit_renames
+from lors_det.convert.detector import recognise_detector
+from lors_det.convert.detector_names import names_of_official
+from lors_det.convert.names import RecognisedModel, Shapes
+from lors_det.convert.vit import recognise_vit, vit_names
 from lors_det.errors import UsageError
+
+HINT = (
+    '; the stacks that the releases have are dense, or LORS (of detectors: '
+    'those of the mixing) with a private part in every layer'
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Converted:
     """
 
     state: dict[str, Tensor]
-    model: OfficialModel
+    model: RecognisedModel
     unused: list[str]
 
 
@@ -51,9 +52,15 @@ def convert(state: Mapping[str, Tensor], file: str) -> Converted:
             f'{file} is a checkpoint of this project already; --to-official '
             'converts it to the names of the releases'
         )
+    find_names = vit_names if _is_vit(state) else names_of_official
     with _naming(file):
-        model, unused = _recognise(state)
-        return Converted(to_ours(state, model.renames), model, unused)
+        names = find_names(Shapes(state))
+    with _naming(file, names.official):
+        ours = names.to_ours(state)
+        model = _recognise(ours)
+        expected = names.to_official(model.state)
+        unused = _check(state, expected, model)
+        return Converted({k: ours[k] for k in model.state}, model, unused)
 
 
 def revert(state: Mapping[str, Tensor], file: str) -> Converted:
@@ -67,21 +74,11 @@ def revert(state: Mapping[str, Tensor], file: str) -> Converted:
         UsageError: If no release has such a model, a tensor is missing, or
             has a shape that does not fit.
     """
-    with _naming(file):
-        find_renames = vit_renames if _is_vit(state) else detector_renames
-        renames = find_renames(Shapes(state))
-        names = [name for rename in renames for name in rename.ours]
-        missing = [name for name in names if name not in state]
-        if missing:
-            raise UsageError(
-                f'it lacks {len(missing)} tensors that the models of the '
-                f'releases have: {_first(missing)}; their stacks are dense, '
-                'or LORS (of detectors: those of the mixing) with a private '
-                'part in every layer'
-            )
-        official = to_official(state, renames)
-        model, _ = _recognise(official)
-        return Converted(official, model, _others(state, names))
+    with _naming(file, hint=HINT):
+        model = _recognise(state)
+        unused = _check(state, model.state, model, HINT)
+        ours = {name: state[name] for name in model.state}
+        return Converted(model.names.to_official(ours), model, unused)
 
 
 def _is_vit(state: Mapping[str, Tensor]) -> bool:
@@ -89,22 +86,28 @@ def _is_vit(state: Mapping[str, Tensor]) -> bool:
     return 'backbone.cls_token' in state or 'embed.cls_token' in state
 
 
-def _recognise(
+def _recognise(ours: Mapping[str, Tensor]) -> RecognisedModel:
+    """Read the settings of a model from its tensors."""
+    recognise = recognise_vit if _is_vit(ours) else recognise_detector
+    return recognise(Shapes(ours))
+
+
+def _check(
     state: Mapping[str, Tensor],
-) -> tuple[OfficialModel, list[str]]:
-    """Recognise a model, and check its tensors against one built for it.
+    expected: Mapping[str, Tensor],
+    model: RecognisedModel,
+    hint: str = '',
+) -> list[str]:
+    """Compare with the tensors of the model that was recognised.
 
     Returns:
-        The model, and the tensors that are not part of it.
+        Tensors that are no part of it, with their shapes.
     """
-    recognise = recognise_vit if _is_vit(state) else recognise_detector
-    model = recognise(state)
-    expected = to_official(model.state, model.renames)
     missing = [name for name in expected if name not in state]
     if missing:
         raise UsageError(
             f'it lacks {len(missing)} of the {len(expected)} tensors of this '
-            f'model ({model.summary}): {_first(missing)}'
+            f'model ({model.summary}): {_first(missing)}{hint}'
         )
     for name, tensor in expected.items():
         if state[name].shape != tensor.shape:
@@ -113,25 +116,39 @@ def _recognise(
                 f'tensors the model is {model.summary}, where it is '
                 f'{tuple(tensor.shape)}'
             )
-    unused = _others(state, expected)
-    extra = [x for x in unused if x.startswith(('backbone.', 'head.'))]
+    unused = [
+        f'{name} {tuple(value.shape)}'
+        for name, value in state.items()
+        if name not in expected
+    ]
+    parts = tuple({f'{name.split(".")[0]}.' for name in expected})
+    extra = [tensor for tensor in unused if tensor.startswith(parts)]
     if extra:
         raise UsageError(
             f'it has also {_first(extra)}: not part of this model '
             f'({model.summary}), whose outputs would depend on it'
         )
-    return model, unused
+    return unused
 
 
 @contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """Name the file in errors, also in those of shapes that fit no model."""
+def _naming(
+    file: str, rename: Callable[[str], str] = str, hint: str = ''
+) -> Iterator[None]:
+    """Name the file in errors, also in those of shapes that fit no model.
+
+    Args:
+        file: The file.
+        rename: Turns the name of a missing tensor into that of the file.
+        hint: What to add where a tensor is missing.
+    """
     try:
         yield
     except UsageError as error:
         raise UsageError(f'{file}: {error}') from None
     except KeyError as error:
-        raise UsageError(f'{file} has no tensor {error.args[0]}') from None
+        name = rename(error.args[0])
+        raise UsageError(f'{file} has no tensor {name}{hint}') from None
     except (
         AssertionError,
         IndexError,
@@ -144,15 +161,6 @@ def _naming(file: str) -> Iterator[None]:
         raise UsageError(
             f'{file}: the shapes of its tensors fit no model: {reason}'
         ) from None
-
-
-def _others(state: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
-    """Return the tensors that are not named, with their shapes."""
-    return [
-        f'{name} {tuple(value.shape)}'
-        for name, value in state.items()
-        if name not in names
-    ]
 
 
 def _first(names: list[str]) -> str:

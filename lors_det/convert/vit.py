@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognise a DeiT or LORS-DeiT of a release by its names and shapes."""
+"""Recognise a DeiT or LORS-DeiT by the shapes of its tensors; its names."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lors_det.convert.tensors import (
-    OfficialModel,
-    Rename,
+from lors_det.convert.names import (
+    Names,
+    RecognisedModel,
     Shapes,
     read_table,
 )
@@ -52,44 +50,39 @@ ffn_lors.layers_private.{}.0.(0|1).weight       ffn.fc1.private_(A|B).{}
 ffn_lors.layers_private.{}.1.(0|1).weight       ffn.fc2.private_(A|B).{}
 ffn_lors.bias_per_layer.{}.(0|1)                ffn.(fc1|fc2).bias.{}
 """
-OFFICIAL_FC1 = 'backbone.ffn_lors.layers.0.0.weight'
 
 
-def recognise_vit(state: Mapping[str, Tensor]) -> OfficialModel:
-    """Read the settings of a classifier from its shapes, and its names.
+def recognise_vit(shapes: Shapes) -> RecognisedModel:
+    """Read the settings of a classifier from the shapes of its tensors.
 
     Args:
-        state: Tensors by their official names.
+        shapes: Shapes by our names.
 
     Raises:
-        KeyError: If it lacks a tensor.
+        KeyError: If a tensor is missing.
         UsageError: If it is a DeiT with distillation.
     """
-    shapes = Shapes(state)
-    lors = OFFICIAL_FC1 in shapes
-    num_layers = shapes.count('backbone.layers.{}.ln1.weight')
-    projection = shapes['backbone.patch_embed.projection.weight']
-    dims, channels, patch_size = projection[:3]
-    num_tokens = shapes['backbone.pos_embed'][1]
+    lors = 'encoder.ffn.fc1.shared' in shapes
+    num_layers = shapes.count('encoder.norm1.{}.weight')
+    dims, channels, patch_size = shapes['embed.proj.weight'][:3]
+    num_tokens = shapes['embed.pos_embed'][1]
     side = math.isqrt(num_tokens - 1)
     if side**2 != num_tokens - 1:
         raise UsageError(
-            f'backbone.pos_embed has {num_tokens} entries: expected one for '
-            'the class token and one for each patch of a square image (DeiT '
-            'with distillation has one more, and is not supported)'
+            f'its position embedding has {num_tokens} entries: expected one '
+            'for the class token and one for each patch of a square image '
+            '(DeiT with distillation has one more, and is not supported)'
         )
     stacks = {}
     if lors:
-        for name, factors in (
-            ('attention', 'backbone.attn_lors.qkv_private.{}.0.weight'),
-            ('ffn', 'backbone.ffn_lors.layers_private.{}.0.0.weight'),
-        ):
+        for name, linear in (('attention', 'qkv'), ('ffn', 'fc1')):
+            factors = f'encoder.{name}.{linear}.private_A.{{}}'
             ranks = [shapes[factors.format(i)][0] for i in range(num_layers)]
             stacks[name] = _stack(ranks, dims)
-    fc1 = OFFICIAL_FC1 if lors else 'backbone.layers.0.ffn.layers.0.0.weight'
+    fc1 = 'encoder.ffn.fc1.' + ('shared' if lors else 'dense.0')
     num_heads = max(1, dims // HEAD_DIMS)
     settings: dict[str, Any] = {
-        'num_classes': shapes['head.layers.head.weight'][0],
+        'num_classes': shapes['head.weight'][0],
         'img_size': side * patch_size,
         'patch_size': patch_size,
         'in_channels': channels,
@@ -102,12 +95,12 @@ def recognise_vit(state: Mapping[str, Tensor]) -> OfficialModel:
     # No shape depends on the number of heads, and 1 divides every width.
     with torch.device('meta'):
         built = ViTClassifier(**{**settings, 'num_heads': 1})
-    return OfficialModel(
+    return RecognisedModel(
         f'{"LORS" if lors else "MMClassification"}, DeiT, {num_layers} '
         f'layers, width {dims}, {settings["num_classes"]} classes',
         BASE_CONFIG,
         settings,
-        vit_renames(shapes),
+        vit_names(shapes),
         built.state_dict(),
         (
             f'num_heads={num_heads} is a guess ({HEAD_DIMS} channels for '
@@ -117,20 +110,20 @@ def recognise_vit(state: Mapping[str, Tensor]) -> OfficialModel:
     )
 
 
-def vit_renames(shapes: Shapes) -> list[Rename]:
-    """Return the names of a classifier.
+def vit_names(shapes: Shapes) -> Names:
+    """Return the names of a classifier's tensors.
 
     Args:
         shapes: Shapes of its tensors by their official names, or by ours.
     """
-    num_layers = shapes.count('backbone.layers.{}.ln1.weight')
-    num_layers = num_layers or shapes.count('encoder.norm1.{}.weight')
-    lors = OFFICIAL_FC1 in shapes or 'encoder.ffn.fc1.shared' in shapes
-    stacks = LORS if lors else DENSE
-    return [
-        *read_table(MODEL, num_layers),
-        *read_table(stacks, num_layers, 'backbone.', 'encoder.'),
-    ]
+    fc1 = 'backbone.ffn_lors.layers.0.0.weight', 'encoder.ffn.fc1.shared'
+    stacks = LORS if any(name in shapes for name in fc1) else DENSE
+    return Names(
+        [
+            *read_table(MODEL),
+            *read_table(stacks, 'backbone.', 'encoder.'),
+        ]
+    )
 
 
 def _stack(ranks: list[int], full_rank: int) -> dict[str, Any]:

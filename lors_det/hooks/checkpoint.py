@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +161,7 @@ def load_strictly(
     """
     found = checkpoint.get('state_dict', checkpoint)
     state = {
-        re.sub(r'^module\.', '', key): value
+        key.removeprefix('module.'): value
         for key, value in (found.items() if isinstance(found, dict) else ())
         if isinstance(value, Tensor)
     }
@@ -176,7 +175,10 @@ def load_strictly(
                 for key, value in state.items()
                 if key not in expected or value.shape == expected[key].shape
             }
-            missing, unused = model.load_state_dict(state, strict=False)
+            missing = [key for key in expected if key not in state]
+            unused = [key for key in state if key not in expected]
+            if purpose == 'load_from':
+                model.load_state_dict(state, strict=False)
     except ValueError as error:  # of a stack of another depth or rank
         raise UsageError(f'{name}: {error}') from None
     if not expected.keys() & state.keys():

@@ -29,9 +29,7 @@ class DefectsHook(Hook):
     def __init__(self) -> None:
         self._reported: dict[tuple[str, str], int] = {}
 
-    def after_train_iter(
-        self, runner: Runner, *args: Any, **kwargs: Any
-    ) -> None:
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
         """Report the first image with a defect that this process loads."""
         for dataset in _checked_datasets(runner.train_dataloader.dataset):
             if dataset.image_defect_codes.any():
@@ -48,13 +46,7 @@ class DefectsHook(Hook):
             dataset.image_defect_codes.copy_(defects)
             self._report(dataset.ann_file, dataset.image_defects())
 
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_test_iter(self, runner: Runner, outputs: Any, **_: Any) -> None:
         """Remove unreadable images after the metric, so none is drawn."""
         if isinstance(outputs, list):
             outputs[:] = [s for s in outputs if 'unreadable' not in s]

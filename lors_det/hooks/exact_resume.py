@@ -183,9 +183,7 @@ class ExactResumeHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self.start = runner.iter - self.batches.skip
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, **_: Any) -> None:
         """Set all random states for this step."""
         set_random_states(runner.seed, get_rank(), runner.iter, 0)
 

@@ -73,13 +73,9 @@ class NonFiniteHook(Hook):
     ) -> None:
         if action not in ACTIONS:
             raise ValueError(
-                f'NonFiniteHook.action={action!r}: expected one of '
-                f'{list(ACTIONS)}'
+                f'action={action!r}: expected one of {list(ACTIONS)}'
             )
-        numbers = {'max_consecutive': max_consecutive, 'max_dumps': max_dumps}
-        check_at_least(
-            0, **{f'NonFiniteHook.{key}': n for key, n in numbers.items()}
-        )
+        check_at_least(0, max_consecutive=max_consecutive, max_dumps=max_dumps)
         self.action = action
         self.max_consecutive = max_consecutive
         self.max_dumps = max_dumps
@@ -114,7 +110,7 @@ class NonFiniteHook(Hook):
             self.skipped = int(history.current())
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, data_batch: Any, **_: Any
     ) -> None:
         """Remember the batch and the random states."""
         if not self._losses:  # the last step was made or skipped
@@ -173,11 +169,7 @@ class NonFiniteHook(Hook):
         return 'loss' if loss else 'gradient' if gradient else None
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
+        self, runner: Runner, outputs: dict[str, Any], **_: Any
     ) -> None:
         """Report a step that was not made.
 
@@ -186,7 +178,7 @@ class NonFiniteHook(Hook):
         """
         losses = {
             name: value.detach()
-            for name, value in (outputs or {}).items()
+            for name, value in outputs.items()
             if isinstance(value, Tensor)
         }
         self._batches[-1]['losses'] = losses

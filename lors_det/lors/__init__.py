@@ -9,6 +9,7 @@ from lors_det.lors.config import MODES, StackConfig
 from lors_det.lors.factorise import factorise
 from lors_det.lors.fit import FitReport
 from lors_det.lors.fold import fold
+from lors_det.lors.inputs import record_inputs
 from lors_det.lors.lorsify import lorsify
 from lors_det.lors.stacks import (
     AdaptiveStack,
@@ -28,4 +29,5 @@ __all__ = [
     'factorise',
     'fold',
     'lorsify',
+    'record_inputs',
 ]

@@ -23,6 +23,7 @@ def factorise(
     stacks: Mapping[str, Any],
     max_iters: int = 50,
     tol: float = 1e-6,
+    inputs: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> dict[str, FitReport]:
     """Turn a trained dense model into LORS, as near as its ranks allow.
 
@@ -40,6 +41,10 @@ def factorise(
             truncated residuals.
         tol: Stop when the summed squared error falls by less than this
             fraction of the squared weights.
+        inputs: What the N layers of a stack are given, by the name that the
+            stack has in the result, as `record_inputs` returns it: the fit
+            minimises the error of their outputs. A stack without inputs is
+            fitted to the weights alone.
 
     Returns:
         For every stack, by its name, the errors of the layers at its rank
@@ -63,15 +68,24 @@ def factorise(
         else:
             layer_lists[pattern] = config
     plan = plan_replacements(model, layer_lists)
+    inputs = inputs or {}
+    keys = {*new, *(each.stack.key.split(' ')[0] for each in plan)}
+    if set(inputs) - keys:
+        raise ValueError(
+            f'inputs has {sorted(set(inputs) - keys)}: expected names out of '
+            f'{sorted(keys)}'
+        )
     reports: dict[str, FitReport] = {}
     for name, stack in new.items():
-        reports[name] = _fit(stack, dense[name], max_iters, tol)
+        given = inputs.get(name)
+        reports[name] = _fit(stack, dense[name], max_iters, tol, given)
         parent, _, attribute = name.rpartition('.')
         model.get_submodule(parent).register_module(attribute, stack)
 
     def init_fn(stack: StackedLinear, weights: Sequence[Tensor]) -> None:
         key = stack.key.split(' ')[0]
-        reports[key] = fit_matrices(stack, weights, max_iters, tol)
+        given = inputs.get(key)
+        reports[key] = fit_matrices(stack, weights, max_iters, tol, given)
 
     replace_weights(model, plan, init_fn)
     return reports
@@ -98,12 +112,16 @@ def _empty_like(dense: AnyStack, name: str, config: object) -> AnyStack:
 
 
 def _fit(
-    stack: AnyStack, dense: AnyStack, max_iters: int, tol: float
+    stack: AnyStack,
+    dense: AnyStack,
+    max_iters: int,
+    tol: float,
+    inputs: Sequence[Tensor] | None,
 ) -> FitReport:
     """Fit a stack to a dense one of the same kind."""
     if isinstance(stack, AdaptiveStack):
         generators = cast(Sequence[nn.Linear], dense.dense)
-        return fit_generators(stack, generators, max_iters, tol)
+        return fit_generators(stack, generators, max_iters, tol, inputs)
     assert isinstance(dense, StackedLinear)
     stack.bias.load_state_dict(dense.bias.state_dict())
-    return fit_matrices(stack, list(dense.dense), max_iters, tol)
+    return fit_matrices(stack, list(dense.dense), max_iters, tol, inputs)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lors_det.lors.inputs import OutputError, WeightError
 from lors_det.lors.stacks import StackedLinear
 
 
@@ -19,7 +20,8 @@ class FitReport:
 
     Args:
         ranks: Rank of every layer, ``K x r`` for generators.
-        errors: Relative error of every layer, in the Frobenius norm.
+        errors: Relative error of every layer, in the Frobenius norm; with
+            inputs, that of its outputs.
         history: Sum of the squared errors of all layers after every
             iteration; it never rises.
         curves: For every layer the relative errors of rank 0, 1, 2, ... with
@@ -61,6 +63,7 @@ def fit_matrices(
     weights: Sequence[Tensor],
     max_iters: int = 50,
     tol: float = 1e-6,
+    inputs: Sequence[Tensor] | None = None,
 ) -> FitReport:
     """Give a stack the values that come nearest to given matrices.
 
@@ -70,16 +73,22 @@ def fit_matrices(
     exact minimum over their own unknowns, so the sum never rises; it may end
     in a local minimum. At full rank it is exact. It computes in float64.
 
+    With inputs it minimises in the same way the summed relative error of the
+    outputs, ``sum_i ||(W_i - W_shared - B_i A_i) X_i^T||^2 / ||W_i X_i^T||^2``
+    (`OutputError`).
+
     Args:
         stack: Freshly built; its biases stay.
         weights: N matrices (out, in).
         max_iters: See `alternate`.
         tol: See `alternate`.
+        inputs: N matrices (n, in) of inputs, as rows.
 
     Returns:
         Errors of the layers.
     """
     w = torch.stack([weight.double() for weight in weights])
+    norm = OutputError(inputs, w) if inputs else WeightError()
     highest = min(w.shape[1:])
     ranks = [highest if stack.dense else 0] * len(w)
     for name, a in stack.private_A.items():
@@ -91,7 +100,7 @@ def fit_matrices(
         return residual - b @ a
 
     shared, report = alternate(
-        w, fit_residual, _errors_by_rank, stack.shared is not None,
+        w, norm, fit_residual, _errors_by_rank, stack.shared is not None,
         [str(r) for r in ranks], max_iters, tol,
     )  # fmt: skip
     for layer, parameter in enumerate(stack.dense):
@@ -100,6 +109,7 @@ def fit_matrices(
         stack.shared.copy_(shared)
     for name, b in stack.private_B.items():
         fitted_b, fitted_a = factors[int(name)]
+        fitted_a = norm.unwhiten(int(name), fitted_a)
         norms_b, norms_a = fitted_b.norm(dim=0), fitted_a.norm(dim=1)
         # Components below the noise stay as in a fresh stack, A drawn and B
         # zero: with both zero they would never learn.
@@ -115,6 +125,7 @@ def fit_matrices(
 
 def alternate(
     weights: Tensor,
+    norm: WeightError,
     fit_residual: Callable[[int, Tensor], Tensor],
     errors_by_rank: Callable[[Tensor], Tensor],
     with_shared: bool,
@@ -124,10 +135,11 @@ def alternate(
 ) -> tuple[Tensor, FitReport]:
     """Fit a shared weight and the residuals of all layers in turns.
 
-    The shared weight starts as the mean of the weights.
+    The shared weight starts as the mean of the weights, in the norm.
 
     Args:
-        weights: (N, ...).
+        weights: (N, ..., in).
+        norm: What an error counts as. Residuals are fitted whitened by it.
         fit_residual: Fits the low-rank part of a layer, by its index, to
             ``W_i - W_shared`` and returns the difference that remains.
         errors_by_rank: Returns the squared errors of rank 0, 1, 2, ... for
@@ -141,11 +153,20 @@ def alternate(
     Returns:
         The shared weight (...) and the report.
     """
-    shared = weights.mean(0) if with_shared else torch.zeros_like(weights[0])
-    least = tol * weights.square().sum().item()
+
+    def whiten(all_weights: Tensor) -> Tensor:
+        return torch.stack(
+            [norm.whiten(i, each) for i, each in enumerate(all_weights)]
+        )
+
+    whitened = whiten(weights)
+    shared = torch.zeros_like(weights[0])
+    if with_shared:
+        shared = norm.mean(whitened)
+    least = tol * whitened.square().sum().item()
     history: list[float] = []
     while True:
-        residuals = weights - shared
+        residuals = whiten(weights - shared)
         errors = torch.stack(
             [fit_residual(i, r) for i, r in enumerate(residuals)]
         )
@@ -154,10 +175,10 @@ def alternate(
         if len(history) > max_iters or has_stalled:
             break
         if with_shared:
-            shared = shared + errors.mean(0)
+            shared = shared + norm.mean(errors)
     # An error of 0 is 0 relative to a weight of 0 too.
     tiny = torch.finfo(weights.dtype).tiny
-    norms = weights.flatten(1).norm(dim=1).clamp(min=tiny)
+    norms = whitened.flatten(1).norm(dim=1).clamp(min=tiny)
     curves = [
         errors_by_rank(r).clamp(min=0).sqrt() / norm
         for r, norm in zip(residuals, norms, strict=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lors_det.lors.fit import FitReport, alternate, leading_eigenvectors
+from lors_det.lors.inputs import OutputError, WeightError
 from lors_det.lors.stacks import AdaptiveStack
 
 ITERATIONS = 3  # of one term, each time that it is fitted
@@ -41,18 +42,21 @@ def fit_generators(
     generators: Sequence[nn.Linear],
     max_iters: int = 50,
     tol: float = 1e-6,
+    inputs: Sequence[Tensor] | None = None,
 ) -> FitReport:
     """Give a stack the values that come nearest to given generators.
 
     It minimises the summed squared error of the coefficients, which is the
     expected squared error of ``W_i(q)`` for queries with mean zero and unit
-    covariance. A term is fitted by truncated higher-order SVD and orthogonal
-    iteration; K terms are fitted one after the other, each to what the others
-    leave; no step raises the error. Unlike for matrices each step is a local
-    optimum only: for K = 1 of a Tucker decomposition, for K > 1 of a
-    decomposition into block terms, which has no closed form. The fit is exact
-    where r is the smaller side of the matrix and K r is at least the larger
-    one: one term spans r rows and r columns. It computes in float64.
+    covariance. With inputs it minimises the relative error of ``W_i(q)`` for
+    those queries (`OutputError`). A term is fitted by truncated higher-order
+    SVD and orthogonal iteration; K terms are fitted one after the other, each
+    to what the others leave; no step raises the error. Unlike for matrices
+    each step is a local optimum only: for K = 1 of a Tucker decomposition, for
+    K > 1 of a decomposition into block terms, which has no closed form. The
+    fit is exact where r is the smaller side of the matrix and K r is at least
+    the larger one: one term spans r rows and r columns. It computes in
+    float64.
 
     Source: De Lathauwer et al., "On the best rank-1 and rank-(R1, ..., RN)
     approximation of higher-order tensors" (SIAM J. Matrix Anal. Appl. 2000).
@@ -62,6 +66,7 @@ def fit_generators(
         generators: N linear maps from queries to (G, rows, cols).
         max_iters: See `alternate`.
         tol: See `alternate`.
+        inputs: N matrices (n, C + 1): queries, with a one behind each.
 
     Returns:
         Errors of the layers.
@@ -69,9 +74,11 @@ def fit_generators(
     shape = (stack.num_groups, stack.rows, stack.cols)
     flat = [torch.cat([g.weight, g.bias[:, None]], 1) for g in generators]
     tensors = torch.stack(flat).double().unflatten(1, shape)
+    norm = OutputError(inputs, tensors) if inputs else WeightError()
     terms: list[list[Term]] = [[] for _ in generators]
     shared, report = alternate(
         tensors,
+        norm,
         lambda layer, t: _fit_terms(t, terms[layer], *stack.sizes[layer]),
         _errors_by_rank,
         stack.shared is not None,
@@ -87,7 +94,7 @@ def fit_generators(
         )
         stack.private_B[name].copy_(b)
         stack.private_A[name].copy_(a)
-        _set_generator(generator, e)
+        _set_generator(generator, norm.unwhiten(int(name), e))
     return report
 
 

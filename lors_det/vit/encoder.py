@@ -183,21 +183,9 @@ class ViTEncoder(nn.Module):
             (B, T, C), before the final norm.
         """
         for layer in range(self.num_layers):
-            tokens = self.forward_layer(tokens, layer)
+            tokens = tokens + self.attention(self.norm1(tokens, layer), layer)
+            tokens = tokens + self.ffn(self.norm2(tokens, layer), layer)
         return tokens
-
-    def forward_layer(self, tokens: Tensor, layer: int) -> Tensor:
-        """Run one layer.
-
-        Args:
-            tokens: (B, T, C).
-            layer: Index of the layer, from 0.
-
-        Returns:
-            (B, T, C).
-        """
-        tokens = tokens + self.attention(self.norm1(tokens, layer), layer)
-        return tokens + self.ffn(self.norm2(tokens, layer), layer)
 
 
 def init_stack(

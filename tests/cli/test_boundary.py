@@ -46,6 +46,17 @@ OPTIONS = {
     "'minsize'; did you mean 'min_size'?",
     'optim_wrapper.paramwise_cfg.bias_lr=1': '--cfg-options optim_wrapper.'
     "paramwise_cfg.bias_lr=1: nothing reads 'bias_lr'; did you mean",
+    'env_cfg.dist_cfg=5': '--cfg-options env_cfg.dist_cfg=5: expected a dict',
+    'model=5': '--cfg-options model=5: expected a dict, as in the config',
+    'param_scheduler.1.milestones=abc': '--cfg-options param_scheduler.1.'
+    "milestones='abc': expected numbers, as in the config",
+    # variables of the file
+    'data_root=/x': "--cfg-options data_root='/x': the config file has used "
+    "'data_root' already; change train_dataloader.dataset.data_root, ",
+    'max_iters=5': '--cfg-options max_iters=5: the config file has used '
+    "'max_iters' already; change train_cfg.max_iters, ",
+    'vis_backends.0.type=Foo': "--cfg-options vis_backends.0.type='Foo': the "
+    "config file has used 'vis_backends' already; change visualizer.vis_back",
     # files
     'train_dataloader.dataset.data_root=/a/with  space/x': 'train_dataloader.'
     'dataset.ann_file: /a/with  space/x/annotations/instances_train.json '
@@ -62,10 +73,12 @@ OPTIONS = {
     # optimiser, schedule, loops
     'optim_wrapper.type=Foo': "CONFIG: optim_wrapper.type='Foo': no "
     "optim_wrapper of this name; expected one of ['AmpOptimWrapper', ",
+    'optim_wrapper.optimizer.type=AdamX': 'CONFIG: optim_wrapper.optimizer.'
+    "type='AdamX': no optimizer of this name; did you mean 'Adam'?",
     'optim_wrapper.clip_grad.max_norm=-1': 'CONFIG: optim_wrapper.clip_grad.'
     'max_norm=-1: expected a number above 0',
     'optim_wrapper.optimizer.lr=-1': 'CONFIG: optim_wrapper.optimizer.lr=-1: ',
-    'param_scheduler=5': 'CONFIG: param_scheduler=5: ',
+    'param_scheduler=5': '--cfg-options param_scheduler=5: expected a dict',
     'param_scheduler.0.start_factor=5': 'CONFIG: param_scheduler.0={',
     'train_cfg.max_iters=1.5': 'CONFIG: train_cfg.max_iters=1.5: ',
     'train_cfg.maxiters=4': 'CONFIG: train_cfg.maxiters=4: unknown key; did '
@@ -90,7 +103,6 @@ OPTIONS = {
     'log_level=FOO': "CONFIG: log_level='FOO': ",
     'env_cfg.mp_cfg.mp_start_method=a': 'CONFIG: env_cfg={',
     # model
-    'model=5': f'CONFIG: {CONFIG}: model=5: expected a dict',
     'model.type=AdaMixr': "CONFIG: model.type='AdaMixr': no model of this "
     "name; did you mean 'AdaMixer'?",
     'model.num_query=3': 'CONFIG: model.num_query=3: unknown key; did you '
@@ -169,18 +181,21 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
         ('train.py {config} --resume {loop}', '--resume: {loop} does not'),
         ('train.py {config} --resume {other}', '{other}: none of its 0 '
          'weights fits the model'),
+        ('test.py {config} {other}', '{other}: none of its 0 weights fits'),
         ('train.py {config} --launcher pytorch', '--launcher pytorch: RANK is '
          'not set; expected to be started by that launcher'),
         ('train.py {config} --work-dir {empty}', "CONFIG: work_dir='{empty}': "
          '{empty}: File exists'),
+        # A folder that even root cannot write to.
+        ('train.py {config} --work-dir /proc/no', "CONFIG: work_dir='/proc/no'"
+         ': /proc/no: '),
         ('train.py configs/lors/lors-adamixer_r50_1x_coco.py',
          'train_dataloader.dataset.ann_file: data/coco/annotations/instances_'
          'train2017.json does not exist; get COCO 2017 with '),
     ],
 )  # fmt: skip
 def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
-    names = {'config': CONFIG}
-    names |= {
+    names = {
         name: str(tmp_path / f'{name}.pth')
         for name in ('empty', 'text', 'other', 'dangling', 'loop')
     }
@@ -189,15 +204,12 @@ def test_a_wrong_command(command: str, message: str, tmp_path: Path) -> None:
     torch.save({'state_dict': {}}, names['other'])
     Path(names['dangling']).symlink_to(tmp_path / 'gone.pth')
     Path(names['loop']).symlink_to(names['loop'])
-    words = [word.format(**names) for word in command.split()]
+    tool, *words = command.format(**names, config=CONFIG).split()
     if '--work-dir' not in words:
         words += ['--work-dir', str(tmp_path / 'run')]
-    if '{config}' in command:
-        at = words.index(CONFIG)
-        small = small_run('x')
-        words += small[2:]
-        assert words[at] == CONFIG
-    line = error_of(f'tools/{words[0]}', *words[1:])
+    if CONFIG in words:
+        words += small_run(tool)[2:]
+    line = error_of(f'tools/{tool}', *words)
     assert line.startswith(f'error: {message.format(**names)}')
 
 
@@ -254,42 +266,31 @@ def test_a_good_run_is_mmengines_own(tmp_path: Path) -> None:
     assert scores[0] == scores[1] != []
 
 
-class TestOtherMoments:
-    """What happens besides a wrong setting at the start."""
+def fail(error: Exception, is_read: bool) -> None:
+    with OneLineErrors({'a': 1} if is_read else {}) as errors:
+        errors.first_batch_done = is_read
+        raise error
 
-    def run(self, error: BaseException, folder: Path) -> None:
-        with OneLineErrors({'work_dir': str(folder)}) as errors:
-            errors.first_batch_done = True
-            raise error
 
-    def test_a_later_error_keeps_its_traceback(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError):
-            self.run(ZeroDivisionError('of step 7'), tmp_path)
-        with pytest.raises(SystemExit, match=r'^error: no box$'):
-            self.run(UsageError('no box'), tmp_path)
+@pytest.mark.parametrize('is_read', [False, True])
+def test_before_a_config_is_read_and_later(is_read: bool) -> None:
+    """Only what a user can mend is one line."""
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError('of step 7'), is_read)
+    with pytest.raises(SystemExit, match=r'^error: no box$'):
+        fail(UsageError('no box'), is_read)
 
-    def test_before_a_config_is_read(self) -> None:
-        with pytest.raises(ZeroDivisionError), OneLineErrors():
-            raise ZeroDivisionError
-        with pytest.raises(SystemExit, match=r'^error: no box$'):
-            with OneLineErrors():
-                raise UsageError('no box')
 
-    def test_how_to_resume(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """After a full disk, also when the log does not fit, and Ctrl-C."""
-        full = OSError(errno.ENOSPC, 'No space left on device')
-        for ending in ('no checkpoint was written', 'the same command with'):
-            line = f'error: {tmp_path}: No space left on device: make room; '
-            with pytest.raises(SystemExit, match=re.escape(line + ending)):
-                self.run(full, tmp_path)
-            with pytest.raises(SystemExit, match=r'^130$'):
-                self.run(KeyboardInterrupt(), tmp_path)
-            text = capsys.readouterr().err.strip()
-            assert text.startswith(f'interrupted; {ending}')
-            assert '\n' not in text
-            (tmp_path / 'iter_1.pth').touch()
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The line says how to resume, also where the log does not fit."""
+    for ending in ('no checkpoint was written', 'the same command with'):
+        line = f'error: {tmp_path}: No space left on device: make room; '
+        with (
+            pytest.raises(SystemExit, match=re.escape(line + ending)),
+            OneLineErrors({'work_dir': str(tmp_path)}),
+        ):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        (tmp_path / 'iter_1.pth').touch()
 
 
 @pytest.mark.parametrize(

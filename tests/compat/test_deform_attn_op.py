@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-scale deformable attention against its definition."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from helpers.ops import bilinear, check_half, check_values
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import Tensor
 
@@ -26,9 +25,7 @@ def inputs() -> list[Tensor]:
     return [value, shapes, areas.cumsum(0) - areas, locations, weights]
 
 
-def definition(
-    inputs: list[Tensor], bilinear: Callable[[Tensor, float, float], Tensor]
-) -> Tensor:
+def definition(inputs: list[Tensor]) -> Tensor:
     """Return the weighted sum of the samples: ``(B, Q, M * D)``."""
     value, _, starts, locations, weights = inputs
     batch, queries, heads, _, points = weights.shape
@@ -50,13 +47,8 @@ def attend(*inputs: Tensor) -> Tensor:
     return MultiScaleDeformableAttnFunction.apply(*inputs, 64)
 
 
-def test_values(
-    inputs: list[Tensor],
-    bilinear: Callable[[Tensor, float, float], Tensor],
-    check_values: Callable[..., None],
-    check_half: Callable[..., None],
-) -> None:
-    check_values(attend, inputs, definition(inputs, bilinear))
+def test_values(inputs: list[Tensor]) -> None:
+    check_values(attend, inputs, definition(inputs))
     check_half(attend, inputs)
 
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deformable convolutions against their definition."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers.ops import bilinear, check_half, check_values
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from torch import Tensor
-
-Bilinear = Callable[[Tensor, float, float], Tensor]
 
 
 class Case(NamedTuple):
@@ -62,9 +61,7 @@ def make_inputs(case: Case, kind: str = 'modulated') -> list[Tensor]:
     return [image, offset] if kind == 'plain' else [image, offset, mask]
 
 
-def definition(
-    inputs: Sequence[Tensor], layer: Any, case: Case, bilinear: Bilinear
-) -> Tensor:
+def definition(inputs: Sequence[Tensor], layer: Any, case: Case) -> Tensor:
     """Return the sum over channels and taps: ``(B, O, H', W')``."""
     image, offset, *masks = inputs
     weight = layer.weight.detach()
@@ -96,14 +93,9 @@ def definition(
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('case', CASES)
-def test_values(
-    case: Case,
-    kind: str,
-    bilinear: Bilinear,
-    check_values: Callable[..., None],
-) -> None:
+def test_values(case: Case, kind: str) -> None:
     layer, inputs = make_layer(kind, case), make_inputs(case, kind)
-    expected = definition(inputs, layer, case, bilinear)
+    expected = definition(inputs, layer, case)
 
     def convolve(*tensors: Tensor) -> Tensor:
         return layer.to(tensors[0].dtype)(*tensors)
@@ -139,7 +131,7 @@ def test_contradicting_shapes_raise(kind: str) -> None:
         layer(image, offset[:, :-2], *mask)
 
 
-def test_offsets_of_another_size(bilinear: Bilinear) -> None:
+def test_offsets_of_another_size() -> None:
     """Larger offsets and masks are read from the start of each image.
 
     That is what the compiled op does and mmdet's DyHead gets; to 1e-12.
@@ -155,7 +147,7 @@ def test_offsets_of_another_size(bilinear: Bilinear) -> None:
         x.detach().flatten(1)[:, : y[0].numel()].reshape(y.shape)
         for x, y in zip(larger, others, strict=True)
     ]
-    expected = definition([image, *read], layer, case, bilinear)
+    expected = definition([image, *read], layer, case)
     output = layer(image, *larger)
     torch.testing.assert_close(output.detach(), expected, rtol=0, atol=1e-12)
     output.square().sum().backward()
@@ -168,9 +160,7 @@ def test_offsets_of_another_size(bilinear: Bilinear) -> None:
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision(
-    dtype: torch.dtype, check_half: Callable[..., None]
-) -> None:
+def test_half_precision(dtype: torch.dtype) -> None:
     inputs = make_inputs(CASES[0])
     layer = make_layer('bias', CASES[0]).to(dtype)
     check_half(lambda *x: layer.to(x[0].dtype)(*x), inputs, dtype)

@@ -2,11 +2,11 @@
 """Sigmoid focal loss against its formula."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from helpers.ops import check_half, check_values
 from mmcv.ops import sigmoid_focal_loss
 from torch import Tensor
 
@@ -33,9 +33,7 @@ def formula(logits: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
 
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
-def test_values_and_gradient(
-    gamma: float, weighted: bool, check_values: Callable[..., None]
-) -> None:
+def test_values_and_gradient(gamma: float, weighted: bool) -> None:
     logits = 3 * torch.randn(6, 4)
     weight = torch.rand(4) + 0.5 if weighted else None
     expected = formula(logits, weight, gamma)
@@ -70,7 +68,7 @@ def test_extreme_logits(gamma: float) -> None:
     torch.testing.assert_close(logits.grad, slope, rtol=1e-6, atol=0)
 
 
-def test_half_precision(check_half: Callable[..., None]) -> None:
+def test_half_precision() -> None:
     check_half(
         lambda x: sigmoid_focal_loss(x, TARGET, 2.0, 0.3, None, 'none'),
         [torch.randn(6, 4)],

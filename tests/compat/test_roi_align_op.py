@@ -2,10 +2,10 @@
 """RoIAlign against its definition."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.ops import bilinear, check_half, check_values
 from mmcv.ops import roi_align
 from torch import Tensor
 
@@ -21,7 +21,6 @@ ROIS = [
 
 
 def definition(
-    bilinear: Callable[[Tensor, float, float], Tensor],
     features: Tensor,
     rois: Tensor,
     size: tuple[int, int],
@@ -58,16 +57,9 @@ def definition(
 
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_values_and_gradient(
-    ratio: int,
-    aligned: bool,
-    bilinear: Callable[[Tensor, float, float], Tensor],
-    check_values: Callable[..., None],
-) -> None:
+def test_values_and_gradient(ratio: int, aligned: bool) -> None:
     features, rois = torch.randn(2, 3, 9, 7), torch.tensor(ROIS)
-    expected = definition(
-        bilinear, features, rois, (3, 2), 0.5, ratio, aligned
-    )
+    expected = definition(features, rois, (3, 2), 0.5, ratio, aligned)
     assert expected.abs().amax(dim=(1, 2, 3))[:3].gt(0.1).all()
 
     def pool(features: Tensor, rois: Tensor = rois) -> Tensor:
@@ -79,9 +71,7 @@ def test_values_and_gradient(
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision(
-    dtype: torch.dtype, check_half: Callable[..., None]
-) -> None:
+def test_half_precision(dtype: torch.dtype) -> None:
     features, rois = torch.randn(2, 3, 9, 7), torch.tensor(ROIS)
     check_half(
         lambda *x: roi_align(*x, (3, 2), 0.5, 2), [features, rois], dtype

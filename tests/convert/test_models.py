@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lors_det.convert.command import config_text
 from lors_det.convert.models import Converted, convert, revert
-from lors_det.convert.tensors import Shapes, to_official
-from lors_det.convert.vit import vit_renames
+from lors_det.convert.names import Shapes
+from lors_det.convert.vit import vit_names
 from lors_det.errors import UsageError
 from lors_det.vit import ViTClassifier
 
@@ -48,7 +48,7 @@ def official(name: str) -> dict[str, Tensor]:
     if name in DETECTORS:
         return official_state(name)
     state = classifier(VIT_STACKS if 'LORS' in name else {}).state_dict()
-    return to_official(state, vit_renames(Shapes(state)))
+    return vit_names(Shapes(state)).to_official(state)
 
 
 def classifier(stacks: dict[str, Any]) -> ViTClassifier:
@@ -147,7 +147,7 @@ def test_heads_of_deit_tiny() -> None:
     with torch.device('meta'):
         model = ViTClassifier(**{**VIT, 'embed_dims': 192, 'num_heads': 3})
     state = model.state_dict()
-    state = to_official(state, vit_renames(Shapes(state)))
+    state = vit_names(Shapes(state)).to_official(state)
     assert convert(state, 'SRC').model.settings['num_heads'] == 3
     # Of the release, which no other test states.
     assert set(state) >= {
@@ -206,15 +206,16 @@ def test_backbones_of_the_releases(
 
 @pytest.mark.parametrize('name', MODELS)
 def test_tensors_without_a_place(name: str) -> None:
-    """They are listed; in the backbone or head of a classifier refused."""
+    """They are listed; in a part of the model refused."""
     state = official(name)
     result = convert({**state, 'ema.x': torch.zeros(2, 3)}, 'SRC')
     assert result.unused == ['ema.x (2, 3)']
-    extra = 'head.pre_logits.weight'
-    with pytest.raises(
-        UsageError, match=rf'^SRC: it has also {extra} \(2,\): '
-    ):
-        convert({**state, extra: torch.zeros(2)}, 'SRC')
+    head = 'roi_head' if name in DETECTORS else 'head'
+    for extra in ('backbone.fc.bias', f'{head}.pre_logits.weight'):
+        with pytest.raises(
+            UsageError, match=rf'^SRC: it has also {extra} \(2,\): '
+        ):
+            convert({**state, extra: torch.zeros(2)}, 'SRC')
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -294,7 +295,7 @@ def test_wrong_detectors(key: str, value: Tensor | None, message: str) -> None:
 def test_other_checkpoints() -> None:
     state = {'backbone.conv1.weight': torch.zeros(1), 'head.x': torch.ones(1)}
     message = (
-        r'SRC: a checkpoint of another architecture: expected AdaMixer .* '
+        r'SRC: a checkpoint of another architecture, .* expected AdaMixer .* '
         'or LORS .*, found the parts backbone, head'
     )
     with pytest.raises(UsageError, match=message):
@@ -311,27 +312,27 @@ def test_other_checkpoints() -> None:
 RANK_0 = {'mode': 'lors', 'rank': [2, 0, 2]}
 OUT_PROJ = {'mode': 'lors', 'rank': 2}
 SHARED, PRIVATE = {'mode': 'shared'}, {'mode': 'private', 'rank': 2}
-WHICH = 'their stacks are dense, or LORS .* a private part in every layer'
+HINT = '; the stacks that the releases have are dense, or LORS .* every layer'
 
 
 @pytest.mark.parametrize(
     ('kind', 'stacks', 'message'),
     [
-        ('detector', {'mixing_kernels': PRIVATE}, 'no decoder that a release'),
+        ('detector', {'mixing_kernels': PRIVATE}, 'stacks that no release'),
         (
             'detector',
             {'ffn': SHARED},
-            rf'lacks 6 tensors .*ffn.fc1.dense.0.*; {WHICH}',
+            f'SRC has no tensor decoder.ffn.fc1.dense.0{HINT}',
         ),
         (
             'detector',
             {'mixing_kernels': RANK_0, 'mixing_out_proj': OUT_PROJ},
-            r'lacks .*decoder.mixing.channel.private_B.1',
+            f'SRC has no tensor decoder.mixing.channel.private_B.1{HINT}',
         ),
-        ('vit', {'attention': SHARED, 'ffn': SHARED}, WHICH),
-        ('vit', {'attention': PRIVATE, 'ffn': PRIVATE}, WHICH),
-        ('vit', {'ffn': VIT_STACKS['ffn']}, WHICH),
-        ('vit', {'attention': VIT_STACKS['attention']}, WHICH),
+        ('vit', {'attention': SHARED, 'ffn': SHARED}, HINT),
+        ('vit', {'attention': PRIVATE, 'ffn': PRIVATE}, HINT),
+        ('vit', {'ffn': VIT_STACKS['ffn']}, HINT),
+        ('vit', {'attention': VIT_STACKS['attention']}, HINT),
     ],
 )
 def test_no_release_has_such_stacks(
@@ -351,5 +352,5 @@ def test_generators_that_do_not_fit_each_other() -> None:
     state = build(detector_config()).state_dict()
     name = 'decoder.mixing.spatial.shared.weight'
     state[name] = state[name][:-1]
-    with pytest.raises(UsageError, match='the shapes of its tensors fit no'):
+    with pytest.raises(UsageError, match=rf'SRC: {name} is \(47, 32\), but'):
         revert(state, 'SRC')

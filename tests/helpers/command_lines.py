@@ -40,19 +40,24 @@ SMALL = [
 NAMES = (f'run{number}' for number in itertools.count())
 
 
-def run(*command: str | Path, expect: int = 0, **env: str) -> str:
-    """Run a command from the repository's root; return its output."""
-    result = subprocess.run(
+def start(*command: str | Path, **env: str) -> subprocess.Popen[str]:
+    """Start a command in the repository's root."""
+    return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
         env={**os.environ, 'PYTHON': sys.executable, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
     )
-    assert result.returncode == expect, result.stdout[-4000:]
-    return result.stdout
+
+
+def run(*command: str | Path, expect: int = 0, **env: str) -> str:
+    """Run a command in the repository's root; return its output."""
+    with start(*command, **env) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, output[-4000:]
+    return output
 
 
 def run_here(*command: str | Path) -> None:

@@ -16,12 +16,7 @@ from helpers.golden_modules import official_gradients
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.adamixer.queries import InitialQueries
-from lors_det.convert.detector_names import (
-    DecoderSizes,
-    decoder_renames,
-    neck_renames,
-)
-from lors_det.convert.tensors import Rename, to_ours
+from lors_det.convert.detector_names import DetectorNames
 
 
 def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,27 +49,17 @@ def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def renames_of(config: Mapping[str, Any]) -> list[Rename]:
-    """Which official tensor is which of ours, without the backbone."""
-    sizes = DecoderSizes(
-        num_stages=config['num_stages'],
-        num_groups=config['n_groups'],
-        group_channels=config['content_dim'] // config['n_groups'],
-        lors=config['decoder'] == 'lors',
-        num_cls_fcs=config['num_cls_fcs'],
-        num_reg_fcs=config['num_reg_fcs'],
-    )
-    neck = neck_renames(len(config['featmap_strides']))
-    return [*decoder_renames(sizes), *neck]
+def names_of(config: Mapping[str, Any]) -> DetectorNames:
+    """Which official tensor is which of ours."""
+    groups = config['n_groups']
+    lors = config['decoder'] == 'lors'
+    return DetectorNames(lors, groups, config['content_dim'] // groups)
 
 
-def load(model: nn.Module, golden: Golden, renames: list[Rename]) -> None:
+def load(model: nn.Module, golden: Golden) -> None:
     """Fill a model; every tensor of ours and of the file must have a peer."""
-    state = golden.section('state/')
-    ours = to_ours(state, renames)
-    named = {rename.official for rename in renames}
-    ours.update({k: v for k, v in state.items() if k not in named})
-    model.load_state_dict(ours)
+    names = names_of(golden.config)
+    model.load_state_dict(names.to_ours(golden.section('state/')))
 
 
 class DecoderAlone(nn.Module):
@@ -88,15 +73,10 @@ class DecoderAlone(nn.Module):
         )
 
 
-def recorded_decoder(golden: Golden) -> tuple[DecoderAlone, list[Rename]]:
-    renames = [
-        rename
-        for rename in renames_of(golden.config)
-        if not rename.official.startswith('neck.')
-    ]
+def recorded_decoder(golden: Golden) -> DecoderAlone:
     model = DecoderAlone(golden.config).to(golden.dtype)
-    load(model, golden, renames)
-    return model, renames
+    load(model, golden)
+    return model
 
 
 def image_sizes(golden: Golden) -> Tensor:
@@ -107,7 +87,7 @@ def image_sizes(golden: Golden) -> Tensor:
 
 def decoder_outputs(golden: Golden) -> Iterator[Comparison]:
     """Initial queries, what every stage predicts, and detections."""
-    model, _ = recorded_decoder(golden)
+    model = recorded_decoder(golden)
     with torch.no_grad():
         content, xyzr = model.queries(image_sizes(golden))
         stages = model.decoder(golden.levels(), content, xyzr)
@@ -118,8 +98,8 @@ def decoder_outputs(golden: Golden) -> Iterator[Comparison]:
         found[f'stage{index}/xyzr'] = stage.xyzr
         found[f'stage{index}/content'] = stage.content
         boxes[f'stage{index}/boxes'] = stage.bboxes
-    yield compare(golden, 'outputs', {**found, **boxes})
-    yield compare(golden, 'boxes', boxes)
+    yield golden.compare('outputs', {**found, **boxes})
+    yield golden.compare('boxes', boxes)
 
     top = select_topk(stages[-1], golden.config['max_per_img'])
     factors = [
@@ -133,14 +113,13 @@ def decoder_outputs(golden: Golden) -> Iterator[Comparison]:
 def decoder_losses(golden: Golden) -> Iterator[Comparison]:
     """Assignments, losses and gradients of both cases of ground truth."""
     for case in ('a', 'b'):
-        model, renames = recorded_decoder(golden)
+        model = recorded_decoder(golden)
         criterion = build(criterion_config())
         feats, sizes = golden.levels(), image_sizes(golden)
         stages = model.decoder(feats, *model.queries(sizes))
         truth = ground_truth(golden, f'in/gt_{case}')
         args = [t.bboxes for t in truth], [t.labels for t in truth], sizes
-        yield compare(
-            golden,
+        yield golden.compare(
             'equal',
             {
                 f'assign_{case}/stage{s}/img{i}': match + 1
@@ -153,7 +132,7 @@ def decoder_losses(golden: Golden) -> Iterator[Comparison]:
             'outputs', losses, golden.section(f'out/loss_{case}/')
         )
         losses['total'].backward()
-        gradients = official_gradients(model, renames)
+        gradients = official_gradients(model, names_of(golden.config))
         gradients.update(
             {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}
         )
@@ -199,12 +178,6 @@ def detections(
         labels[f'{name}/img{i}/labels'] = result.labels
         scores[f'{name}/img{i}/scores'] = result.scores
         boxes[f'{name}/img{i}/boxes'] = result.bboxes
-    yield compare(golden, 'equal', labels)
-    yield compare(golden, 'outputs', {**scores, **boxes})
-    yield compare(golden, 'boxes', boxes)
-
-
-def compare(golden: Golden, kind: str, found: dict[str, Tensor]) -> Comparison:
-    """Compare with what was recorded below ``out/``."""
-    expected = {name: golden[f'out/{name}'] for name in found}
-    return Comparison(kind, found, expected)
+    yield golden.compare('equal', labels)
+    yield golden.compare('outputs', {**scores, **boxes})
+    yield golden.compare('boxes', boxes)

@@ -18,28 +18,26 @@ from torch import Tensor
 
 from helpers.factories import build, criterion_config
 from helpers.golden_decoders import (
-    compare,
     decoder_settings,
     detections,
     ground_truth,
     image_sizes,
     load,
+    names_of,
     norms,
     official_losses,
-    renames_of,
 )
 from helpers.golden_files import Comparison, Golden
 from helpers.golden_modules import official_gradients
 from lors_det.adamixer import AdaMixer
 from lors_det.convert.models import convert, revert
-from lors_det.convert.tensors import Rename
 
 #: Of the grey levels of R, G, B.
 STD = [58.395, 57.12, 57.375]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def recorded_detector(golden: Golden) -> tuple[AdaMixer, list[Rename]]:
+def recorded_detector(golden: Golden) -> AdaMixer:
     config = golden.config
     backbone = config['backbone']
     assert backbone['type'] == 'ResNet'
@@ -65,14 +63,8 @@ def recorded_detector(golden: Golden) -> tuple[AdaMixer, list[Rename]]:
             'test_cfg': {'max_per_img': config['max_per_img']},
         }
     ).to(golden.dtype)
-    renames = renames_of(config)
-    load(model, golden, renames)
-    renames += [
-        Rename(name, (name,))
-        for name, _ in model.named_parameters()
-        if name.startswith('backbone.')
-    ]
-    return model, renames
+    load(model, golden)
+    return model
 
 
 def samples_of(golden: Golden, images: Iterable[int]) -> list[DetDataSample]:
@@ -94,7 +86,7 @@ def samples_of(golden: Golden, images: Iterable[int]) -> list[DetDataSample]:
 
 def detector_outputs(golden: Golden) -> Iterator[Comparison]:
     """Features, first and last predictions, detections in three ways."""
-    model = recorded_detector(golden)[0].eval()
+    model = recorded_detector(golden).eval()
     batch = golden['in/batch']
     images = range(len(batch))
     with torch.no_grad():
@@ -107,8 +99,8 @@ def detector_outputs(golden: Golden) -> Iterator[Comparison]:
         found.update({'init_content': content, 'init_xyzr': xyzr})
         found['final_cls_score'] = last.cls_logits
         boxes = {'final_boxes': last.bboxes}
-        yield compare(golden, 'outputs', {**found, **boxes})
-        yield compare(golden, 'boxes', boxes)
+        yield golden.compare('outputs', {**found, **boxes})
+        yield golden.compare('boxes', boxes)
 
         for name, rescale in (('det', False), ('det_rescaled', True)):
             samples = model.predict(batch, samples_of(golden, images), rescale)
@@ -126,8 +118,7 @@ def detector_outputs(golden: Golden) -> Iterator[Comparison]:
 
 def detector_losses(golden: Golden) -> Iterator[Comparison]:
     """Losses, and the norm of every gradient."""
-    model, renames = recorded_detector(golden)
-    model.train()
+    model = recorded_detector(golden).train()
     batch = golden['in/batch']
     samples = samples_of(golden, range(len(batch)))
     truth = ground_truth(golden, 'in/gt')
@@ -136,7 +127,8 @@ def detector_losses(golden: Golden) -> Iterator[Comparison]:
     losses = official_losses(model.loss(batch, samples))
     yield Comparison('outputs', losses, golden.section('out/loss/'))
     losses['total'].backward()
-    yield norms(golden, 'grad_norm/', official_gradients(model, renames))
+    gradients = official_gradients(model, names_of(golden.config))
+    yield norms(golden, 'grad_norm/', gradients)
 
 
 def detector_inputs(golden: Golden) -> Iterator[Comparison]:
@@ -193,7 +185,6 @@ def detector_conversion(golden: Golden) -> Iterator[Comparison]:
     assert len(both) == len(found) - 1
     assert {k: found[k] for k in both} == {k: expected[k] for k in both}
     assert result.model.settings['num_queries'] == golden.config['num_query']
-    model, _ = recorded_detector(golden)
-    ours = model.state_dict()
+    ours = recorded_detector(golden).state_dict()
     yield Comparison('equal', result.state, ours)
     yield Comparison('equal', revert(ours, 'ours').state, state)

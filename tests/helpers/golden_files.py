@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GOLDEN_DIR = Path(
-    os.environ.get('LORS_DET_GOLDEN', Path(__file__).parents[1] / 'golden')
-)
+OWN_DIR = Path(__file__).parents[1] / 'golden'
+GOLDEN_DIR = Path(os.environ.get('LORS_DET_GOLDEN', OWN_DIR))
 
 # Bounds by what is compared. Errors are relative to the largest entry of an
 # array, those of boxes absolute in pixels, those of images in grey levels.
@@ -116,6 +115,11 @@ class Golden:
             if name.startswith(prefix)
         }
 
+    def compare(self, kind: str, found: dict[str, Tensor]) -> Comparison:
+        """Compare with what was recorded below ``out/``."""
+        expected = {name: self[f'out/{name}'] for name in found}
+        return Comparison(kind, found, expected)
+
     def levels(self) -> list[Tensor]:
         """The feature pyramid, each level ready to get a gradient."""
         feats = []
@@ -135,6 +139,11 @@ def own_errors(entry: Any) -> Iterator[float]:
 
 
 Check = Callable[[Golden], Iterator[Comparison]]
+
+
+def recorded(pattern: str) -> list[Path]:
+    """Files of the directory under test; ours where that has none."""
+    return sorted(GOLDEN_DIR.glob(pattern)) or sorted(OWN_DIR.glob(pattern))
 
 
 def golden_files() -> list[Path]:

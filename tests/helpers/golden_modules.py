@@ -24,8 +24,7 @@ from lors_det.adamixer.sampling import (
     level_weights,
     sample_3d,
 )
-from lors_det.convert.detector_names import DecoderSizes, decoder_renames
-from lors_det.convert.tensors import Rename, to_official, to_ours
+from lors_det.convert.detector_names import DetectorNames
 
 
 class Recorded(nn.Module):
@@ -51,20 +50,13 @@ class Recorded(nn.Module):
         self.decoder = nn.ModuleDict(steps)
         config = golden.config
         dim = config.get('in_dim') or config.get('content_dim')
-        sizes = DecoderSizes(
-            num_stages=config.get('num_stages', 1),
-            num_groups=config['n_groups'],
-            group_channels=dim // config['n_groups'],
-            lors=lors,
-            num_cls_fcs=config.get('num_cls_fcs', 1),
-            num_reg_fcs=config.get('num_reg_fcs', 1),
-        )
-        self.renames = list(decoder_renames(sizes))
+        groups = config['n_groups']
+        self.names = DetectorNames(lors, groups, dim // groups)
         self.to(golden.dtype)
         state = golden.section('state/')
         state = {prefix + name: x for name, x in state.items()}
         missing, unexpected = self.load_state_dict(
-            to_ours(state, self.renames), strict=False
+            self.names.to_ours(state), strict=False
         )
         assert not unexpected
         untouched = {f'decoder.mixing.norm.0.{k}' for k in ('weight', 'bias')}
@@ -75,23 +67,18 @@ class Recorded(nn.Module):
     ) -> Iterator[Comparison]:
         """Outputs, and the gradients of inputs and parameters."""
         golden = self.golden
-        yield compare_outputs(golden, found)
+        yield golden.compare('outputs', found)
         scalar(golden, found).backward()
         gradients = {f'in/{name}': x.grad for name, x in inputs.items()}
-        theirs = official_gradients(self, self.renames)
+        theirs = official_gradients(self, self.names)
         gradients.update(
             {k.removeprefix(self.prefix): v for k, v in theirs.items()}
         )
         yield Comparison('gradients', gradients, golden.section('grad/'))
 
 
-def compare_outputs(golden: Golden, found: dict[str, Tensor]) -> Comparison:
-    expected = {name: golden[f'out/{name}'] for name in found}
-    return Comparison('outputs', found, expected)
-
-
 def official_gradients(
-    model: nn.Module, renames: list[Rename]
+    model: nn.Module, names: DetectorNames
 ) -> dict[str, Tensor]:
     """Gradients of the parameters that have one, by official name."""
     ours = {
@@ -99,7 +86,7 @@ def official_gradients(
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    return to_official(ours, renames)
+    return names.to_official(ours)
 
 
 def scalar(golden: Golden, outputs: dict[str, Tensor]) -> Tensor:
@@ -122,8 +109,8 @@ def sampling(golden: Golden) -> Iterator[Comparison]:
     sampled = sample_3d(pyramid, points)
     weights = level_weights(recorded[..., 2], pyramid.strides)
 
-    yield compare_outputs(
-        golden, {'sampled': sampled, 'level_weight': weights}
+    yield golden.compare(
+        'outputs', {'sampled': sampled, 'level_weight': weights}
     )
     scalar(golden, {'sampled': sampled}).backward()
     found = {f'in/feat{i}': feat.grad for i, feat in enumerate(feats)}

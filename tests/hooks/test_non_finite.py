@@ -101,11 +101,11 @@ def loop(
     hook.before_train(runner)
     for item in batches:
         batch = pseudo_collate([item])
-        hook.before_train_iter(runner, 0, batch)
+        hook.before_train_iter(runner, batch_idx=0, data_batch=batch)
         outputs = model.train_step(batch, wrapper)
         for each in hooks:
             each.after_train_iter(runner, 0, batch, outputs)
-        hook.after_train_iter(runner, 0, batch, outputs)
+        hook.after_train_iter(runner, outputs, batch_idx=0)
         runner.iter += 1
     return runner
 

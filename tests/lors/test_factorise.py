@@ -223,3 +223,100 @@ def test_what_cannot_be_factorised(
     model = nn.ModuleDict({'fc1': StackedLinear(2, 6, 6), 'lors': lors})
     with pytest.raises(ValueError, match=message):
         factorise(model, {key: config})
+
+
+def given(rows: int, size: int, num_layers: int = 6) -> list[Tensor]:
+    """Inputs of layers, (n, in) each, along few directions."""
+    torch.manual_seed(2)
+    scale = 0.5 ** torch.arange(size)
+    draws = (torch.randn(rows, size) for _ in range(num_layers))
+    return [
+        (x * scale) @ torch.linalg.qr(torch.randn(size, size)).Q for x in draws
+    ]
+
+
+def output_error(new: Any, dense: Any, inputs: list[Tensor]) -> float:
+    """Sum of the squared relative errors of the layers' outputs."""
+    outputs = [
+        [
+            stack(x if isinstance(dense, StackedLinear) else x[:, :-1], i)
+            for i, x in enumerate(inputs)
+        ]
+        for stack in (new, dense)
+    ]
+    return sum(
+        float(((a - b).norm() / b.norm()).square())
+        for a, b in zip(*outputs, strict=True)
+    )
+
+
+@pytest.mark.parametrize('mode', ['lors', 'private'])
+@pytest.mark.parametrize('rows', [4, 50])
+def test_inputs_make_the_outputs_better(mode: str, rows: int) -> None:
+    weights = planted(noise=0.3)
+    dense = static(weights)
+    dense.bias.requires_grad_(False)
+    for bias in dense.bias:
+        bias.zero_()
+    inputs = [x.double() for x in given(rows, 9)]
+    config = {'mode': mode, 'rank': 2}
+    plain, _ = fit(dense, config)
+    weighted, report = fit(dense, config, inputs={'stack': inputs})
+    found = output_error(weighted, dense, inputs)
+    assert found < 0.5 * output_error(plain, dense, inputs)
+    history = report.history
+    assert all(b <= a for a, b in pairwise(history))
+    # What it minimises is this error, and a little of the weights' own.
+    assert found < history[-1]
+
+
+def test_inputs_of_generators_are_queries() -> None:
+    dense = generators()
+    inputs = [
+        torch.cat([x, torch.ones(len(x), 1)], 1) for x in given(60, 10, 3)
+    ]
+    config = {'mode': 'lors', 'rank': 2, 'num_param_groups': [1, 1, 2]}
+    plain, _ = fit(dense, config)
+    weighted, report = fit(dense, config, inputs={'stack': inputs})
+    found = output_error(weighted, dense, inputs)
+    assert found < 0.5 * output_error(plain, dense, inputs)
+    assert all(b <= a for a, b in pairwise(report.history))
+
+
+def test_inputs_of_unit_moment_change_nothing() -> None:
+    """Where all layers have one norm: errors of outputs are relative."""
+    weights = planted(noise=0.3)
+    weights = weights / weights.flatten(1).norm(dim=1)[:, None, None]
+    config = {'mode': 'lors', 'rank': [0, 1, 2, 2, 3, 3]}
+    plain, expected = fit(static(weights), config)
+    stack, report = fit(
+        static(weights), config, inputs={'stack': [torch.eye(9)] * 6}
+    )
+    torch.testing.assert_close(matrices(stack), matrices(plain))
+    assert report.errors == pytest.approx(expected.errors)
+
+
+@pytest.mark.parametrize('rows', [3, 40])
+def test_full_rank_is_exact_with_inputs(rows: int) -> None:
+    dense = static(planted())
+    inputs = {'stack': given(rows, 9)}
+    stack, _ = fit(dense, {'mode': 'lors', 'rank': 9}, inputs=inputs)
+    torch.testing.assert_close(matrices(stack), matrices(dense))
+
+
+def test_a_shared_matrix_serves_layers_with_inputs_of_their_own() -> None:
+    """Two layers that look at different directions need no residual."""
+    weights = torch.randn(2, 5, 8).double()
+    inputs = list(torch.eye(8).double().split(4))
+    _, report = fit(static(weights), {'mode': 'shared'})
+    assert min(report.errors) > 0.4
+    _, report = fit(
+        static(weights), {'mode': 'shared'}, inputs={'stack': inputs}
+    )
+    assert max(report.errors) < 0.2
+
+
+def test_inputs_of_a_stack_that_is_not_there() -> None:
+    inputs = {'fc': [torch.ones(2, 9)] * 6}
+    with pytest.raises(ValueError, match=r"inputs has \['fc'\]: expected na"):
+        fit(static(planted()), {'mode': 'shared'}, inputs=inputs)

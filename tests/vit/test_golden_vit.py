@@ -13,23 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.golden_files import (
-    BOUNDS,
-    GOLDEN_DIR,
-    Check,
-    Comparison,
-    Golden,
-)
+from helpers.golden_files import BOUNDS, Check, Comparison, Golden, recorded
 from torch import Tensor
 
 from lors_det.convert.models import convert, revert
-from lors_det.convert.tensors import Shapes, to_official
-from lors_det.convert.vit import vit_renames
+from lors_det.convert.names import Shapes
+from lors_det.convert.vit import vit_names
 from lors_det.vit import ViTClassifier
-
-OWN_DIR = Path(__file__).resolve().parents[1] / 'golden'
-PATTERN = 'vit_*.npz'
-FILES = sorted(GOLDEN_DIR.glob(PATTERN)) or sorted(OWN_DIR.glob(PATTERN))
 
 
 def model_of(golden: Golden) -> ViTClassifier:
@@ -56,11 +46,13 @@ def model_of(golden: Golden) -> ViTClassifier:
 
 def tokens_of(model: ViTClassifier, images: Tensor) -> list[Tensor]:
     """Tokens after every layer; of the last one, normalised."""
-    tokens = [model.embed(images)]
-    for layer in range(model.encoder.num_layers):
-        tokens.append(model.encoder.forward_layer(tokens[-1], layer))
-    tokens[-1] = model.norm(tokens[-1])
-    return tokens[1:]
+    tokens: list[Tensor] = []
+    hook = model.encoder.norm1.register_forward_pre_hook(
+        lambda _, inputs: tokens.append(inputs[0])
+    )
+    last = model.encoder(model.embed(images))
+    hook.remove()
+    return [*tokens[1:], model.norm(last)]
 
 
 def as_recorded(name: str, tokens: Tensor) -> dict[str, Tensor]:
@@ -119,8 +111,8 @@ def vit_gradients(golden: Golden) -> Iterator[Comparison]:
     )
     scalar.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
-    renames = vit_renames(Shapes(model.state_dict()))
-    found = {'in/img': images.grad, **to_official(ours, renames)}
+    names = vit_names(Shapes(ours))
+    found = {'in/img': images.grad, **names.to_official(ours)}
     yield Comparison('gradients', found, golden.section('grad/'))
 
 
@@ -135,23 +127,11 @@ def vit_conversion(golden: Golden) -> Iterator[Comparison]:
         assert ours.model.settings[name] == golden.config[name]
 
 
-CHECKS: list[Check] = [vit_outputs, vit_losses, vit_gradients, vit_conversion]
-
-
+@pytest.mark.parametrize('path', recorded('vit_*.npz'), ids=lambda p: p.stem)
 @pytest.mark.parametrize(
-    ('path', 'check', 'dtype'),
-    [
-        pytest.param(
-            path,
-            check,
-            dtype,
-            id=f'{path.stem}-{check.__name__}-{dtype}',
-        )
-        for path in FILES
-        for check in CHECKS
-        for dtype in BOUNDS
-    ],
+    'check', [vit_outputs, vit_losses, vit_gradients, vit_conversion]
 )
+@pytest.mark.parametrize('dtype', BOUNDS, ids=str)
 def test_golden_vit(path: Path, check: Check, dtype: torch.dtype) -> None:
     golden = Golden.load(path, dtype)
     for comparison in check(golden):

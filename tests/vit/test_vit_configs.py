@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.command_lines import run_here
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS
@@ -131,28 +129,6 @@ def test_digits_are_normalised() -> None:
     assert isinstance(METRICS.build(cfg.test_evaluator), Top1Accuracy)
 
 
-def run(*commands: list[str]) -> list[str]:
-    """Run scripts from the repository's root, in one process; the outputs."""
-    code = (
-        'import json, runpy, sys\n'
-        'for command in json.loads(sys.argv[1]):\n'
-        '    sys.argv = command\n'
-        '    runpy.run_path(command[0], run_name="__main__")\n'
-        '    print("== end ==", flush=True)\n'
-    )
-    result = subprocess.run(
-        [sys.executable, '-c', code, json.dumps(commands)],
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout.split('== end ==')[:-1]
-
-
 @pytest.mark.slow
 def test_train_and_test(tmp_path: Path) -> None:
     """Through the same command lines as the detectors."""
@@ -163,15 +139,22 @@ def test_train_and_test(tmp_path: Path) -> None:
         options.append(f'model.stacks.{stack}.num_param_groups=1')
     short = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
     short += ['default_hooks.checkpoint.interval=3', 'param_scheduler=[]']
-    folders = [str(tmp_path / name) for name in ('train', 'test')]
-    checkpoint = str(tmp_path / 'train' / 'epoch_3.pth')
-    outputs = run(
-        ['tools/train.py', config, '--work-dir', folders[0], *options, *short],
-        [
-            'tools/test.py', config, checkpoint, '--work-dir', folders[1],
-            *options,
-        ],
-    )  # fmt: skip
+    checkpoint = tmp_path / 'train' / 'epoch_3.pth'
+    outputs = []
+    for tool, *arguments in (
+        ('train', *options, *short),
+        ('test', checkpoint, *options),
+    ):
+        folder = tmp_path / tool
+        run_here(
+            f'tools/{tool}.py',
+            config,
+            *arguments,
+            f'experiment_name=deit-{tool}',  # mmengine keeps loggers by it
+            f'work_dir={folder}',
+        )
+        (log,) = folder.glob('*/*.log')
+        outputs.append(log.read_text())
     pattern = r'Epoch\(train\) +\[3\]\[80/84\].* loss: \d'
     assert re.search(pattern, outputs[0])
     trained, tested = (
