@@ -171,7 +171,8 @@ def _worst_images(models: Mapping[str, Confident]) -> list[int]:
         for each in models.values()
         for table in (each.found, each.objects)
     ]
-    return [int(i) for i in pd.concat(wrong).value_counts().index[:NUM_WORST]]
+    found: list[int] = pd.concat(wrong).value_counts().index.tolist()
+    return found[:NUM_WORST]
 
 
 def _ap_tables(

@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lors_det.analysis.average_precision import (
-    RECALLS,
-    Array,
-    with_mean,
-)
+from lors_det.analysis.average_precision import RECALLS, Array, with_mean
 from lors_det.analysis.detection_errors import (
-    KINDS,
     NOTHING,
     Confident,
     Errors,
@@ -78,19 +74,13 @@ def draw_errors(models: Mapping[str, Errors]) -> Figure:
     Args:
         models: Errors by the model's name.
     """
+    costs = pd.DataFrame({n: each.costs() for n, each in models.items()})
     figure = Figure(figsize=(5.4, 3.6), layout='constrained')
     axes = figure.subplots()
-    height = 0.8 / len(models)
-    for number, (name, errors) in enumerate(models.items()):
-        costs = [100 * cost for cost in errors.costs().values()]
-        places = (
-            np.arange(len(KINDS)) + (number - (len(models) - 1) / 2) * height
-        )
-        bars = axes.barh(
-            places, costs, height, color=MODEL_COLORS[number], label=name
-        )
+    (100 * costs).plot.barh(ax=axes, color=MODEL_COLORS, width=0.8)
+    containers: list[Any] = axes.containers
+    for bars in containers:
         axes.bar_label(bars, fmt='%.1f', padding=3, fontsize='small')
-    axes.set_yticks(range(len(KINDS)), list(KINDS))
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel('AP50 lost, points')
@@ -112,14 +102,10 @@ def draw_calibration(models: Mapping[str, Errors]) -> Figure:
     ):
         bins = _bins(errors.detections)
         axes.plot(bins['score'], bins['hit'], color=color, label=name)
-        axes.scatter(
-            bins['score'],
-            bins['hit'],
-            s=10 + 25 * np.log10(bins['count']),
-            color=color,
-        )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set(xlabel='score', ylabel='share that is right (IoU 0.5)')
+        area = 10 + 25 * np.log10(bins['count'])
+        axes.scatter(bins['score'], bins['hit'], area, color=color)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel='score')
+    axes.set_ylabel('share that is right (IoU 0.5)')
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
     return figure
@@ -182,13 +168,12 @@ def draw_confusion(
     size = 1.6 + 0.55 * max(len(shown), 3)
     figure = Figure((size * len(matrices) + 0.4, size), layout='constrained')
     panels = figure.subplots(1, len(matrices), squeeze=False)
-    names = [*classes, '']
     for axes, (title, matrix) in zip(panels[0], matrices.items(), strict=True):
         part = matrix[np.ix_(shown, shown)]
         shares = part / np.maximum(matrix.sum(1, keepdims=True)[shown], 1)
         axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(part):
-            if (row, column) != (len(shown) - 1, len(shown) - 1):
+            if min(row, column) < len(shown) - 1:
                 axes.text(
                     column, row, f'{count}', ha='center', va='center',
                     fontsize='small',
@@ -196,10 +181,9 @@ def draw_confusion(
                 )  # fmt: skip
         ticks = range(len(shown))
         axes.set_xticks(
-            ticks,
-            [names[k] or 'missed' for k in shown],
+            ticks, [[*classes, 'missed'][k] for k in shown],
             rotation=45, ha='right', rotation_mode='anchor',
         )  # fmt: skip
-        axes.set_yticks(ticks, [names[k] or 'background' for k in shown])
+        axes.set_yticks(ticks, [[*classes, 'background'][k] for k in shown])
         axes.set(title=title, xlabel='detected as', ylabel='object')
     return figure

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
 
 import mmcv
 import pandas as pd
@@ -76,7 +75,7 @@ def draw_sheet(
                 for table in (model.found, model.objects)
             )
             title = (
-                f'{shorten(name, 24, placeholder="...")} ({len(found)}): '
+                f'{name:.28} ({len(found)}): '
                 f'{(~found["right"]).sum()} false, '
                 f'{(~missed["right"]).sum()} missed'
             )

@@ -43,6 +43,8 @@ def analyse(args: argparse.Namespace) -> Path:
         raise UsageError(
             f'RESULTS: {len(args.results)} files, expected 1 or 2'
         )
+    if args.resamples < 2:
+        raise UsageError(f'--resamples {args.resamples}: expected at least 2')
     truth = read_truth(load_config(args.config))
     models = {
         name: read_results(path, truth)

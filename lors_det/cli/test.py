@@ -47,14 +47,16 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
             draw=True, test_out_dir=str(Path(args.show_dir).resolve())
         )
     runner = build_runner(cfg, errors)
-    metrics = runner.test_evaluator.metrics
     if args.out and args.out.endswith('.bbox.json'):
-        coco = [each for each in metrics if isinstance(each, CocoMetric)]
+        found = runner.test_evaluator.metrics
+        coco = [each for each in found if isinstance(each, CocoMetric)]
         if not coco:
             raise UsageError(f'--out {args.out}: no CocoMetric in the config')
         coco[0].outfile_prefix = args.out.removesuffix('.bbox.json')
     elif args.out:
-        metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out)
+        )
     runner.test()
     del runner
     leave()

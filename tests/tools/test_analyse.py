@@ -168,6 +168,9 @@ def test_other_mistakes(files: tuple[Path, str]) -> None:
     assert line(config_file, *[good] * 3) == (
         'error: RESULTS: 3 files, expected 1 or 2'
     )
+    assert line(config_file, good, '--resamples', '1') == (
+        'error: --resamples 1: expected at least 2'
+    )
     assert line('configs/deit/deit-tiny_digits.py', good) == (
         'error: CONFIG: test_dataloader has data sets of the types '
         "['DigitImages'], expected one 'CheckedCocoDataset' or 'CocoDataset'"
