@@ -43,7 +43,10 @@ def test_parser() -> argparse.ArgumentParser:
     parser = _common_parser('Test a detector.')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--out', metavar='FILE.pkl', help='write the detections to a file'
+        '--out',
+        metavar='FILE',
+        help="write the detections to a file: .pkl, or .bbox.json for COCO's "
+        'results',
     )
     parser.add_argument(
         '--show-dir', metavar='DIR', help='draw the detections into a folder'

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmdet.evaluation import DumpDetResults
+from mmdet.evaluation import CocoMetric, DumpDetResults
 
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.checks import check_dataset, check_evaluator
@@ -34,8 +34,10 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
     for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
         if path and not args.overwrite:
             check_output(path, option)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out {args.out}: expected a name ending in .pkl')
+    if args.out and not args.out.endswith(('.pkl', '.pickle', '.bbox.json')):
+        raise UsageError(
+            f'--out {args.out}: expected a name ending in .pkl or .bbox.json'
+        )
     cfg.load_from = args.checkpoint
     if args.show_dir:
         if 'visualization' not in cfg.default_hooks:
@@ -45,7 +47,13 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
             draw=True, test_out_dir=str(Path(args.show_dir).resolve())
         )
     runner = build_runner(cfg, errors)
-    if args.out:
+    if args.out and args.out.endswith('.bbox.json'):
+        found = runner.test_evaluator.metrics
+        coco = [each for each in found if isinstance(each, CocoMetric)]
+        if not coco:
+            raise UsageError(f'--out {args.out}: no CocoMetric in the config')
+        coco[0].outfile_prefix = args.out.removesuffix('.bbox.json')
+    elif args.out:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)
         )

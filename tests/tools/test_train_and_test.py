@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -138,10 +139,14 @@ def test_two_processes(tmp_path: Path) -> None:
     assert re.search(r'resumed epoch: 0, iter: [1-9]', output)
     assert 'Iter(train) [20/20]' in output
     assert 'failed to connect' not in output  # to a process that died
+    out = tmp_path / 'detections.bbox.json'
     two = run(
-        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_20.pth', '2',
-        '--work-dir', tmp_path, '--cfg-options', *SMALL, PORT='29512',
+        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_20.pth', '2', '--out',
+        out, '--work-dir', tmp_path, '--cfg-options', *SMALL, PORT='29512',
     )  # fmt: skip
+    detections = json.loads(out.read_text())  # of both processes
+    assert len({each['image_id'] for each in detections}) == 19
+    assert len(detections) == 19 * 8
     pattern = r'bbox_mAP: .*bbox_mAP_l: [\d.-]+'
     assert re.findall(pattern, two) == re.findall(pattern, output) != []
 
