@@ -53,7 +53,7 @@ def test_layers_import_downwards_only() -> None:
         'lors': set(),
         'adamixer': {'lors', 'compat'},
         'vit': {'lors'},
-        'datasets': {'errors', 'files'},
+        'datasets': {'compat', 'errors', 'files'},
         'hooks': {'lors', 'datasets', 'errors', 'files', 'safe_load'},
         'convert': {
             'lors', 'adamixer', 'vit', 'errors', 'files', 'safe_load',

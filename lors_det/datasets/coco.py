@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
+
+# isort: split
 import io
 import logging
 import os
