@@ -15,30 +15,24 @@ from PIL import Image, ImageOps
 from lors_det.datasets.images import LoadCheckedImage
 from lors_det.errors import UsageError
 
-IMAGES = {
-    '.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
-}  # fmt: skip
-VIDEOS = {
-    '.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv',
-}  # fmt: skip
-#: Told what is left out, why, and how many frames that are.
+IMAGES = '.bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()
+VIDEOS = '.avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv'.split()
+#: Broken frames one after another, after which a video counts as cut off.
+MAX_FAILURES = 100
+#: Told what cannot be decoded, why, and how many frames that are.
 Skip = Callable[[str, str, int], None]
 
 
 class Frame(NamedTuple):
-    """An image, or a frame of a video or camera.
+    """An image (H, W, 3) uint8, blue, green, red, and where it is from.
 
-    Attributes:
-        name: The file; ``camera N``, or ``image`` where there is no file.
-        image: (H, W, 3) uint8, in the order blue, green, red.
-        number: In its video, from 0; None for an image.
-        fps: Frames per second of its video; None for an image.
+    A frame of a video or camera has a number from 0 and frames per second.
     """
 
     name: str
     image: np.ndarray[Any, Any]
     number: int | None = None
-    fps: float | None = None
+    fps: float = 0.0
 
 
 def find_inputs(inputs: Iterable[str]) -> list[str]:
@@ -53,47 +47,37 @@ def find_inputs(inputs: Iterable[str]) -> list[str]:
     """
     found = list[str]()
     for each in inputs:
-        path = Path(each)
-        if path.is_file() or _is_camera(each):
-            files = [each]
-        elif path.is_dir():
-            files = sorted(
-                str(file)
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGES | VIDEOS
-            )
-            if not files:
-                raise UsageError(
-                    f'INPUT {each}: the folder has no image and no video; '
-                    f'{each}/**/*.jpg takes those of its subfolders'
-                )
-        else:
-            files = sorted(
-                file
-                for file in glob(each, recursive=True)
-                if Path(file).is_file()
-            )
-            if not files:
-                raise UsageError(
-                    f'INPUT {each}: no such file; expected an image, a video, '
-                    'a folder, a glob or the number of a camera'
-                )
+        is_folder = Path(each).is_dir()
+        files = [each]
+        if is_folder:
+            paths = sorted(Path(each).iterdir())
+            files = [
+                str(p) for p in paths if p.suffix.lower() in IMAGES + VIDEOS
+            ]
+        elif not Path(each).is_file() and not _is_camera(each):
+            paths = sorted(map(Path, glob(each, recursive=True)))
+            files = [str(path) for path in paths if path.is_file()]
+        if not files:
+            raise UsageError(
+                f'INPUT {each}: '
+                + ('no image or video in this folder' if is_folder else
+                   'no such file; expected an image, a video, a folder, a '
+                   'glob or the number of a camera')
+            )  # fmt: skip
         found += files
     return found
 
 
 def count_frames(files: Iterable[str]) -> int | None:
-    """Return the number of frames as the files' heads say; None if endless.
+    """Return how many frames files promise to have; None with a camera.
 
     Args:
         files: See `find_inputs`.
     """
-    total = 0
-    for each in files:
-        if _is_camera(each):
-            return None
-        total += _length(each) if _is_video(each) else 1
-    return total
+    files = list(files)
+    if any(map(_is_camera, files)):
+        return None
+    return sum(_length(file) if _is_video(file) else 1 for file in files)
 
 
 def read_frames(
@@ -102,9 +86,9 @@ def read_frames(
     """Yield frames; none is read before it is asked for.
 
     Args:
-        inputs: See `find_inputs`; also paths, numbers of cameras, PIL images,
-            and arrays (H, W, 3) uint8 in the order blue, green, red.
-        loader: What reads image files.
+        inputs: See `find_inputs`; also PIL images, and arrays (H, W, 3) uint8
+            in the order blue, green, red.
+        loader: Reads image files.
         skip: Told what cannot be decoded.
 
     Raises:
@@ -116,7 +100,7 @@ def read_frames(
             turned = ImageOps.exif_transpose(each).convert('RGB')
             yield Frame('image', np.asarray(turned)[..., ::-1].copy())
         elif isinstance(each, np.ndarray):
-            if each.ndim != 3 or each.shape[2] != 3 or each.dtype != np.uint8:
+            if each.shape[2:] != (3,) or each.dtype != np.uint8:
                 raise ValueError(
                     f'image: {each.dtype} {each.shape}: expected uint8 '
                     '(H, W, 3), in the order blue, green, red'
@@ -129,44 +113,43 @@ def read_frames(
                     continue
                 image, defect = loader.read(file, (1, 1))
                 if image is None:
-                    skip(file, defect or 'no image', 1)
+                    skip(file, str(defect), 1)
                 else:
                     yield Frame(file, image)
 
 
 def _read_video(file: str, skip: Skip) -> Iterator[Frame]:
-    """Yield the frames of a video or camera."""
-    camera = _is_camera(file)
-    name = f'camera {file}' if camera else file
-    capture = cv2.VideoCapture(int(file) if camera else file)
+    """Yield the frames of a video or camera that can be decoded."""
+    is_camera = _is_camera(file)
+    name = f'camera {file}' if is_camera else file
+    capture = cv2.VideoCapture(int(file) if is_camera else file)
     fps = capture.get(cv2.CAP_PROP_FPS)
-    fps = fps if 0 < fps <= 1000 else 25.0  # cameras and streams may not say
-    number = decoded = 0
+    fps = fps if 0 < fps <= 1000 else 25.0  # cameras may not say
+    length = 0 if is_camera else _length(file)
+    number = decoded = in_a_row = 0
     try:
-        while capture.grab():
-            good, image = capture.retrieve()
+        while in_a_row < MAX_FAILURES:
+            good, image = capture.read()
             if good:
                 yield Frame(name, image, number, fps)
+            elif number >= length:  # not a broken frame, but the end
+                break
             decoded += good
+            in_a_row = 0 if good else in_a_row + 1
             number += 1
     finally:
         capture.release()
-    if not decoded:
+    missing = max(length - decoded, not decoded)
+    if decoded and missing:
+        skip(name, f'{missing} of {length} frames cannot be decoded', missing)
+    elif is_camera and missing:
+        skip(name, 'is not there, or in use', 1)
+    elif missing:
         skip(
             name,
-            'this camera is not there, or in use'
-            if camera
-            else 'cannot be decoded: it is damaged, or OpenCV lacks its codec '
+            'cannot be decoded: it is damaged, or OpenCV lacks its codec '
             '(ffmpeg -i VIDEO -c:v libx264 NEW.mp4 converts it)',
             1,
-        )
-    elif not camera and _length(file) > decoded:
-        length = _length(file)
-        skip(
-            name,
-            f'{decoded} of the {length} frames that it should have can be '
-            'decoded',
-            length - decoded,
         )
 
 

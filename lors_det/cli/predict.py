@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 from mmdet.structures import DetDataSample
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lors_det.analysis.pictures import draw_detections
-from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
 from lors_det.files import check_file, check_output
 from lors_det.media import Frame, count_frames, find_inputs
-from lors_det.predict import COLUMNS, Predictor
+from lors_det.predict import Predictor
 
 CODEC = 'mp4v'
 
@@ -41,24 +41,27 @@ def predict(args: argparse.Namespace, errors: OneLineErrors) -> None:
         raise UsageError(f'--batch-size {args.batch_size}: expected 1 or more')
     if not 0 <= args.score <= 1:
         raise UsageError(f'--score {args.score}: expected 0 to 1')
-    # FFmpeg's own messages, which name no file.
+    # Silence OpenCV and FFmpeg, whose messages name no file.
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
     cv2.setLogLevel(0)
     files = find_inputs(args.inputs)
-    out = Path(
-        args.out or Path('work_dirs', Path(args.config).stem, 'predictions')
-    )
+    name = Path(args.config).stem
+    out = Path(args.out or f'work_dirs/{name}/predictions')
     if not args.overwrite:
         check_output(str(out), '--out')
     check_file(args.checkpoint, 'CHECKPOINT')
     cfg = errors.cfg = load_config(args.config)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.trust)
-    labels = predictor.labels_of(
-        args.classes.split(',') if args.classes else []
-    )
-    errors.how_to_resume = f'what was done is in {out}'
-
-    done = skipped = 0
+    wanted = args.classes.split(',') if args.classes else predictor.classes
+    for name in wanted:
+        if name not in predictor.classes:
+            raise UsageError(
+                f'--classes {name}: the model does not know this class'
+                f'{suggest(name, predictor.classes)}'
+            )
+    labels = torch.tensor([predictor.classes.index(name) for name in wanted])
+    errors.how_to_resume = f'what is done is in {out}'
+    done = detections = skipped = 0
 
     def skip(name: str, reason: str, frames: int) -> None:
         nonlocal skipped
@@ -67,172 +70,105 @@ def predict(args: argparse.Namespace, errors: OneLineErrors) -> None:
         skipped += frames
         tqdm.write(f'skipped: {name}: {reason}')
 
-    # A bar for people only: disable=None leaves it out of log files.
+    total = count_frames(files)
     with (
-        Results(out, predictor) as results,
-        tqdm(total=count_frames(files), unit=' images', disable=None) as bar,
+        _Results(out, predictor) as results,
+        tqdm(total=total, unit='image', disable=None) as bar,  # not in logs
     ):
         for frame, sample in predictor.stream(files, args.batch_size, skip):
             errors.first_batch_done = True
-            results.add(frame, predictor.select(sample, args.score, labels))
+            found = sample.pred_instances
+            keep = torch.isin(found.labels, labels)
+            keep &= found.scores >= args.score
+            sample.pred_instances = found[keep]
+            results.add(frame, sample)
             done += 1
+            detections += int(keep.sum())
             bar.update()
     if not done:
         raise UsageError(f'none of the {len(files)} inputs can be decoded')
     print(
-        f'{done} images, {results.detections} detections, {skipped} skipped: '
-        f'{out}'
+        f'{done} images, {detections} detections, {skipped} skipped: see {out}'
     )
 
 
-class Results:
-    """Files of a folder, written while the frames come.
+class _Results(ExitStack):
+    """Files of a folder, which grow with each frame and are whole at its end.
 
-    - ``detections.json``: what COCO calls results; ``images.json``: the images
-      and categories that it speaks of;
-    - ``detections.csv``: the same as a table;
-    - ``pictures``: a JPEG per image, an MP4 per video or camera.
-
-    Args:
-        out: The folder.
-        predictor: Whose results they are.
-
-    Attributes:
-        detections: Number of detections so far.
-
-    Raises:
-        UsageError: If the folder or a video cannot be written.
+    ``detections.json`` has COCO's results and ``images.json`` what they are
+    about; ``detections.csv``; ``pictures`` has a JPEG per image, and an MP4
+    per video or camera.
     """
 
     def __init__(self, out: Path, predictor: Predictor) -> None:
-        self.out = out
+        super().__init__()
         self.predictor = predictor
-        self.detections = 0
-        self._image_id = 0
-        self._names = set[str]()
-        self._stack = ExitStack()
-        self._video: cv2.VideoWriter | None = None
-        self._video_of = ''
-
-    def __enter__(self) -> Results:
-        """Open the files."""
+        self.pictures = out / 'pictures'
+        self.image_id = 0
+        self.video_of = ''
         try:
-            (self.out / 'pictures').mkdir(parents=True, exist_ok=True)
-            table = (self.out / 'detections.csv').open('w', newline='')
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            table = (out / 'detections.csv').open('w', newline='')
         except OSError as error:
-            raise UsageError(
-                f'--out {self.out}: cannot be written: {error.strerror}'
-            ) from None
-        self._csv = csv.DictWriter(
-            self._stack.enter_context(table), ('image_id', *COLUMNS)
-        )
-        self._csv.writeheader()
-        categories = [
-            {'id': label + 1, 'name': name}
-            for label, name in enumerate(self.predictor.classes)
-        ]
-        self._add_image = self._stack.enter_context(
-            json_list(
-                self.out / 'images.json',
-                f'{{"categories": {json.dumps(categories)}, "images": ',
-                '}',
-            )
-        )
-        self._add_detection = self._stack.enter_context(
-            json_list(self.out / 'detections.json')
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close the files; each is whole, also after an error."""
-        self._stack.close()
-        if self._video:
-            self._video.release()
+            raise UsageError(f'--out {out}: {error.strerror}') from None
+        self.csv = self.enter_context(table)
+        self.open_video = self.enter_context(ExitStack())
+        names = enumerate(predictor.classes, start=1)
+        categories = json.dumps([{'id': i, 'name': name} for i, name in names])
+        about = f'{{"categories": {categories}, "images": ', '}'
+        path = out / 'images.json'
+        self.add_image = self.enter_context(_json_list(path, *about))
+        path = out / 'detections.json'
+        self.add_detection = self.enter_context(_json_list(path))
 
     def add(self, frame: Frame, sample: DetDataSample) -> None:
-        """Write the results of a frame.
-
-        Args:
-            frame: The frame.
-            sample: Its detections.
-        """
-        self._image_id += 1
+        """Write the results of a frame."""
+        self.image_id += 1
         height, width = frame.image.shape[:2]
-        image = {'id': self._image_id, 'file_name': frame.name}
-        image.update(width=width, height=height)
-        if frame.number is not None:
-            image['frame'] = frame.number
-        self._add_image(image)
-        for row in self.predictor.rows(sample):
-            row['score'] = round(row['score'], 5)
-            corners = [round(row[key], 2) for key in ('x1', 'y1', 'x2', 'y2')]
-            row.update(zip(('x1', 'y1', 'x2', 'y2'), corners, strict=True))
-            self._csv.writerow({'image_id': self._image_id, **row})
-            x1, y1, x2, y2 = corners
-            self._add_detection(
+        self.add_image(
+            {
+                'id': self.image_id,
+                'file_name': frame.name,
+                'width': width,
+                'height': height,
+                **({} if frame.number is None else {'frame': frame.number}),
+            }
+        )
+        table = self.predictor.to_table(sample).round(4)
+        table.insert(0, 'image_id', self.image_id)
+        table.to_csv(self.csv, index=False, header=self.image_id == 1)
+        for row in table.itertuples():
+            box = [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1]
+            self.add_detection(
                 {
-                    'image_id': self._image_id,
-                    'category_id': row['label'] + 1,
-                    'bbox': [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    'score': row['score'],
+                    'image_id': self.image_id,
+                    'category_id': 1 + self.predictor.classes.index(row[4]),
+                    'bbox': [round(number, 4) for number in box],
+                    'score': row.score,
                 }
             )
-            self.detections += 1
-        picture = draw_detections(
-            frame.image, sample.pred_instances, self.predictor.classes
-        )
-        if frame.fps is None:
-            path = self._new_path(frame.name, '.jpg')
-            path.write_bytes(cv2.imencode('.jpg', picture)[1].tobytes())
-        else:
-            self._write_video(frame, picture)
-
-    def _write_video(self, frame: Frame, picture: Any) -> None:
-        """Add a picture to the video of its name."""
-        if frame.number == 0 or frame.name != self._video_of:
-            if self._video:
-                self._video.release()
-            path = self._new_path(frame.name, '.mp4')
-            self._video_of = frame.name
-            self._video = cv2.VideoWriter(
-                str(path),
-                cv2.VideoWriter.fourcc(*CODEC),
-                frame.fps,
-                picture.shape[1::-1],
+        found = sample.pred_instances
+        picture = draw_detections(frame.image, found, self.predictor.classes)
+        # Files of different folders may have one name.
+        path = self.pictures / f'{self.image_id:06}_{Path(frame.name).stem}'
+        if frame.number is None:
+            content = cv2.imencode('.jpg', picture)[1].tobytes()
+            path.with_name(f'{path.name}.jpg').write_bytes(content)
+            return
+        if frame.name != self.video_of:
+            self.video_of = frame.name
+            self.open_video.close()
+            self.video = self.open_video.enter_context(
+                _video(f'{path}.mp4', frame.fps, picture.shape[1::-1])
             )
-            if not self._video.isOpened():
-                raise UsageError(
-                    f'{path}: cannot be written: this OpenCV lacks the codec '
-                    f'{CODEC}; expected one built with FFmpeg, as from pip '
-                    'install opencv-python-headless'
-                )
-        self._video.write(picture)
-
-    def _new_path(self, name: str, ending: str) -> Path:
-        """Return the path of a picture, of a name that no other has."""
-        stem = new = Path(name).stem
-        number = 1
-        while new + ending in self._names:
-            number += 1
-            new = f'{stem}_{number}'
-        self._names.add(new + ending)
-        return self.out / 'pictures' / (new + ending)
+        self.video.write(picture)
 
 
 @contextmanager
-def json_list(
+def _json_list(
     path: Path, before: str = '', after: str = ''
 ) -> Iterator[Callable[[Any], None]]:
-    """Write a list in JSON entry by entry; it is whole after an error, too.
-
-    Args:
-        path: The file.
-        before: JSON before the list.
-        after: JSON after the list.
-
-    Yields:
-        What adds an entry.
-    """
+    """Yield what adds an entry to a list, which ends with the block."""
     with path.open('w', encoding='utf-8') as file:
         file.write(f'{before}[')
         separator = '\n'
@@ -246,3 +182,18 @@ def json_list(
             yield add
         finally:
             file.write(f'\n]{after}\n')
+
+
+@contextmanager
+def _video(path: str, fps: float, size: Any) -> Iterator[cv2.VideoWriter]:
+    """Yield what writes an MP4."""
+    video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*CODEC), fps, size)
+    if not video.isOpened():
+        raise UsageError(
+            f'{path}: cannot be written: this OpenCV lacks the codec {CODEC}; '
+            'pip install opencv-python-headless has it'
+        )
+    try:
+        yield video
+    finally:
+        video.release()
