@@ -16,7 +16,7 @@ from lors_det.lors import AdaptiveStack, StackedLinear, count_parameters
 
 CONFIG_DIR = Path(__file__).parents[1] / 'configs'
 # Other models have rows of their own: tests/vit, tests/test_lors_detr.py.
-OTHERS = ('_base_', 'deit', 'lors_detr')
+OTHERS = ('_base_', 'bccd', 'deeppcb', 'deit', 'lors_detr')
 CONFIGS = sorted(
     path.relative_to(CONFIG_DIR).as_posix()
     for path in CONFIG_DIR.rglob('*.py')
@@ -158,6 +158,29 @@ def load(name: str) -> Config:
 
 def test_every_config_has_a_row() -> None:
     assert sorted([*EXPECTED, DEMO]) == CONFIGS
+
+
+@pytest.mark.parametrize(
+    ('narrow', 'full'),
+    [
+        ('adamixer_mobilenetv2', 'adamixer/adamixer_r50_1x'),
+        ('lors-adamixer_mobilenetv2', 'lors/lors-adamixer_r50_1x'),
+        ('lors-adamixer_mobilenetv2_4-group',
+         'lors/lors-adamixer_r50_4-group_1x'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(('data', 'classes'), [('bccd', 3), ('deeppcb', 6)])
+def test_narrow_models_have_the_full_ones_proportions(
+    narrow: str, full: str, data: str, classes: int
+) -> None:
+    decoder = load(f'{data}/{narrow}_{data}.py').model.decoder.to_dict()
+    expected = load(f'{full}_coco.py').model.decoder.to_dict()
+    for key in ('embed_dims', 'num_heads', 'in_points', 'out_points',
+                'feedforward_channels'):  # fmt: skip
+        expected[key] //= 4
+    for stack in expected['stacks'].values():
+        stack['rank'] //= 4
+    assert decoder == {**expected, 'num_classes': classes}
 
 
 @pytest.mark.parametrize('name', EXPECTED)

@@ -175,8 +175,8 @@ def test_what_processes_send_each_other() -> None:
     (found, sizes, weights), _ = in_processes(2, communicate)
     # Weights, and the moments of batch norms; then the shapes.
     assert found['start'] == {'broadcast': 2, 'all_gather': 1}
-    # The matched queries of three stages, and the gradients.
-    assert found['step'] == {'all_reduce': 3 + len(sizes)}
+    # The number of matched queries, and the gradients.
+    assert found['step'] == {'all_reduce': 1 + len(sizes)}
     assert sum(sizes) == 8 * weights
     assert not found['prediction']
 

@@ -30,6 +30,11 @@ def main():
         help='the rows (WORK_DIR/results.csv if not given)',
     )
     parser.add_argument(
+        '--document',
+        metavar='FILE.md',
+        help='with a CSV file: also write the table between its marks there',
+    )
+    parser.add_argument(
         '--parallel',
         type=int,
         default=1,

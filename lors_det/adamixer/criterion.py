@@ -12,6 +12,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from lors_det.adamixer.decoder import StageOutput
@@ -79,80 +80,119 @@ class SetCriterion(nn.Module):
             ``s{stage}.loss_iou``, and ``s{stage}.pos_acc``: the percentage
             of matched queries whose class is right, for the log only.
         """
+        matches = self.match(stages, gt_bboxes, gt_labels, image_sizes)
+        # As many in every stage. Found on the CPU: a device would wait.
+        stage_index, image, query = (matches >= 0).nonzero(as_tuple=True)
+        offsets = torch.tensor([0, *map(len, gt_labels)]).cumsum(0)
+        target = matches[stage_index, image, query] + offsets[image]
+        index = torch.stack([image, query, target]).unflatten(
+            1, (len(stages), -1)
+        )
+        index = index.to(image_sizes.device, non_blocking=True)
+        labels, boxes = torch.cat(list(gt_labels)), torch.cat(list(gt_bboxes))
+
+        num_matched = reduce_mean(image_sizes.new_full((), index.shape[2]))
+        one = 1 / get_world_size()  # in all processes together
+        divisor = torch.where(num_matched > 0, num_matched, one)
         losses = {}
-        for index, stage in enumerate(stages):
+        for number, (stage, (image, query, target)) in enumerate(
+            zip(stages, index.unbind(1), strict=True)
+        ):
             single = self.loss_single_stage(
-                stage, gt_bboxes, gt_labels, image_sizes
+                stage,
+                (image, query),
+                labels[target],
+                boxes[target].to(stage.bboxes),
+                image_sizes.to(stage.bboxes).repeat(1, 2)[image],
+                divisor,
             )
-            losses.update({f's{index}.{k}': v for k, v in single.items()})
+            losses.update({f's{number}.{k}': v for k, v in single.items()})
         return losses
 
     @torch.no_grad()
     def match(
         self,
-        stage: StageOutput,
+        stages: Sequence[StageOutput],
         gt_bboxes: Sequence[Tensor],
         gt_labels: Sequence[Tensor],
         image_sizes: Tensor,
     ) -> Tensor:
-        """Match queries to boxes one to one, image by image.
+        """Match queries to boxes one to one, stage by stage, image by image.
+
+        Costs are computed where the predictions are, for all stages of an
+        image at a time, and come to the CPU in one transfer.
 
         Args:
-            stage: What a stage predicts for B images with N queries.
+            stages: What S stages predict for B images with N queries.
             gt_bboxes: One (M_b, 4) per image, pixels.
             gt_labels: One (M_b,) per image.
             image_sizes: (B, 2) width and height in pixels.
 
         Returns:
-            (B, N): index of the query's box in its image, -1 for background.
+            (S, B, N) on the CPU: index of the query's box in its image, -1
+            for background.
         """
         # The matcher takes finite costs only; the losses see what is there.
         logits, bboxes = (
-            x.nan_to_num(0.0).clamp(-FINITE, FINITE)
-            for x in (stage.cls_logits, stage.bboxes)
-        )
-        matches = []
-        for image, (width, height) in enumerate(image_sizes.tolist()):
-            result = self.assigner.assign(
-                InstanceData(scores=logits[image], bboxes=bboxes[image]),
-                InstanceData(labels=gt_labels[image], bboxes=gt_bboxes[image]),
-                img_meta={'img_shape': (height, width)},
+            torch.stack(list(x)).nan_to_num(0.0).clamp(-FINITE, FINITE)
+            for x in (
+                (stage.cls_logits for stage in stages),
+                (stage.bboxes for stage in stages),
             )
-            matches.append(result.gt_inds - 1)
-        return torch.stack(matches)
+        )
+        costs = []
+        for image, (width, height) in enumerate(image_sizes.tolist()):
+            predicted = InstanceData(
+                scores=logits[:, image].flatten(0, 1),
+                bboxes=bboxes[:, image].flatten(0, 1),
+            )
+            boxes = InstanceData(
+                labels=gt_labels[image], bboxes=gt_bboxes[image]
+            )
+            meta = {'img_shape': (height, width)}
+            terms = [
+                match_cost(
+                    pred_instances=predicted, gt_instances=boxes, img_meta=meta
+                )
+                for match_cost in self.assigner.match_costs
+            ]
+            costs.append(torch.stack(terms).sum(0))  # (S N, M_b)
+        sizes = [cost.numel() for cost in costs]
+        at_once = torch.cat([cost.flatten() for cost in costs]).cpu()
+        matches = torch.full(logits.shape[:3], -1)
+        for image, cost in enumerate(at_once.split(sizes)):
+            shape = (*matches.shape[::2], len(gt_labels[image]))
+            for stage, of_stage in enumerate(cost.view(shape)):
+                query, box = linear_sum_assignment(of_stage)
+                matches[stage, image, query] = torch.from_numpy(box)
+        return matches
 
     def loss_single_stage(
         self,
         stage: StageOutput,
-        gt_bboxes: Sequence[Tensor],
-        gt_labels: Sequence[Tensor],
-        image_sizes: Tensor,
+        matched: tuple[Tensor, Tensor],
+        labels: Tensor,
+        boxes: Tensor,
+        scale: Tensor,
+        divisor: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of one stage.
 
         Args:
             stage: What the stage predicts for B images with N queries.
-            gt_bboxes: One (M_b, 4) per image, pixels.
-            gt_labels: One (M_b,) per image.
-            image_sizes: (B, 2) width and height in pixels.
+            matched: (P,) image and (P,) query of each matched query.
+            labels: (P,) classes of their boxes.
+            boxes: (P, 4) their boxes in pixels.
+            scale: (P, 4) width, height, width, height of their images.
+            divisor: What the sums are divided by.
 
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_iou`` and ``pos_acc``.
         """
-        matches = self.match(stage, gt_bboxes, gt_labels, image_sizes)
-        image, query = (matches >= 0).nonzero(as_tuple=True)
-        offsets = matches.new_tensor([0, *map(len, gt_labels)]).cumsum(0)
-        target = matches[image, query] + offsets[image]
-        labels = torch.cat(list(gt_labels))[target]
-        boxes = torch.cat(list(gt_bboxes))[target].to(stage.bboxes)
-
-        num_matched = reduce_mean(boxes.new_tensor([len(boxes)]))[0]
-        one = 1 / get_world_size()  # in all processes together
-        divisor = torch.where(num_matched > 0, num_matched, one)
         one_hot = torch.zeros_like(stage.cls_logits, dtype=torch.long)
+        image, query = matched
         one_hot[image, query, labels] = 1
         predicted = stage.bboxes[image, query]
-        scale = image_sizes.to(boxes).repeat(1, 2)[image]  # (matched, 4)
         return {
             'loss_cls': self.loss_cls(
                 stage.cls_logits.flatten(0, 1),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,16 @@ def test_parser() -> argparse.ArgumentParser:
         '--show-dir', metavar='DIR', help='draw the detections into a folder'
     )
     return parser
+
+
+def announce(args: argparse.Namespace) -> None:
+    """Print the first line, before imports that take seconds.
+
+    Args:
+        args: Parsed arguments of tools/train.py or tools/test.py.
+    """
+    if os.environ.get('RANK', '0') == '0':
+        print('config', args.config, flush=True)
 
 
 def _common_parser(description: str) -> argparse.ArgumentParser:

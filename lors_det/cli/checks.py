@@ -19,7 +19,7 @@ from lors_det.errors import UsageError
 COCO_HELP = (
     'get COCO 2017 with `mim download mmdet --dataset coco2017` or from '
     'https://cocodataset.org, or name another folder in the config '
-    '(README, "Train on COCO")'
+    '(docs/coco.md)'
 )
 NUMBER = (int, float)
 #: What is read from dicts that no class takes as its arguments, besides what

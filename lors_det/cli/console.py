@@ -20,6 +20,8 @@ HIDDEN = re.compile(
     'Saving checkpoint|Evaluating bbox|bbox_mAP_copypaste'
     '|"FileClient" will be|"HardDiskBackend" is the alias'
 )
+#: What matters of what happens before the first iteration.
+SHOWN = re.compile('Load checkpoint from|resumed epoch')
 #: COCO's table, which training prints as one line.
 TABLE = re.compile('Average Precision')
 #: Losses of single stages, as in ``  s0.loss_cls: 0.4819``.
@@ -46,7 +48,7 @@ class ConsoleRunner(Runner):
         self.console.addFilter(self._is_shown)
         self.console.setFormatter(_Plain())
         self.waiting: list[logging.LogRecord] = []
-        self.has_begun = False
+        self.has_begun = self.in_training = False
         return logger
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
@@ -54,19 +56,22 @@ class ConsoleRunner(Runner):
         if HIDDEN.search(text):
             return False
         if self.has_begun:
-            in_training = self._train_loop is not None
-            return not (in_training and TABLE.search(text))
-        if record.levelno >= logging.WARNING:
+            return not (self.in_training and TABLE.search(text))
+        if record.levelno >= logging.WARNING or SHOWN.search(text):
             self.waiting.append(record)
         return False
 
-    def begin(self) -> None:
-        """Print warnings that wait and what the run is; then print at once."""
-        self.has_begun = True
-        for record in self.waiting:
-            self.console.handle(record)
+    def begin(self, in_training: bool) -> None:
+        """Print what the run is and what waits, and from now on print at once.
+
+        Args:
+            in_training: Whether it trains, or tests.
+        """
+        self.has_begun, self.in_training = True, in_training
         for line in _describe(self):
             self.logger.info(line)
+        for record in self.waiting:
+            self.console.emit(record)  # has been filtered already
 
 
 class _Plain(logging.Formatter):

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
+
+# isort: split
+
 import argparse
 import gc
 import os
@@ -191,9 +195,10 @@ class _FirstBatch(Hook):
         self.iterations = 0
 
     def before_train(self, runner: ConsoleRunner) -> None:
-        runner.begin()
+        runner.begin(in_training=True)
 
-    before_test = before_train
+    def before_test(self, runner: ConsoleRunner) -> None:
+        runner.begin(in_training=False)
 
     def before_train_iter(self, *args: Any, **kwargs: Any) -> None:
         self.errors.first_batch_done = self.iterations > 0

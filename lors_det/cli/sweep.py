@@ -35,7 +35,7 @@ from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
 from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write, check_file
+from lors_det.files import atomic_write, check_file, write_between_marks
 from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'
@@ -114,7 +114,12 @@ def run_sweep(args: argparse.Namespace) -> None:
             settings, another sweep uses the folder, or a run fails.
     """
     if args.sweep.endswith('.csv'):
-        write_summary(Path(args.sweep))
+        files = write_summary(Path(args.sweep))
+        if args.document:
+            name = Path(args.sweep).stem
+            marks = f'<!-- {name} -->\n', f'<!-- end of {name} -->'
+            text = files[0].read_text('utf-8')
+            write_between_marks(args.document, *marks, text)
         return
     sweep = read_sweep(args.sweep)
     runs = _list_runs(sweep)

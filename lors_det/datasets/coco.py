@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from itertools import compress
 from typing import Any
 
@@ -81,6 +83,7 @@ class CheckedCocoDataset(CocoDataset):
         )
         self.annotation_defects.raise_refused(self.ann_file)
         self.annotation_defects.log(self.ann_file)
+        self.num_boxes = len(content['annotations'])
         return _indexed(content)
 
     def filter_data(self) -> list[dict[str, Any]]:
@@ -110,7 +113,6 @@ class CheckedCocoDataset(CocoDataset):
         if self._fully_initialized:
             return
         super().full_init()
-        self.num_boxes = len(self.coco.anns)
         # (images,); workers write to it.
         self.image_defect_codes = torch.zeros(len(self), dtype=torch.uint8)
         self.image_defect_codes.share_memory_()
@@ -177,7 +179,8 @@ class CheckedCocoMetric(CocoMetric):
     _coco_api: COCO | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with redirect_stdout(io.StringIO()):  # 'creating index...'
+            super().__init__(*args, **kwargs)
         self._num_dropped = 0
         if self._coco_api is not None:
             content = self._coco_api.dataset
@@ -234,7 +237,16 @@ class CheckedCocoMetric(CocoMetric):
                 logger='current',
                 level=logging.WARNING,
             )
-        metrics: dict[str, float] = super().evaluate(size)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            metrics: dict[str, float] = super().evaluate(size)
+        table = [
+            line
+            for line in printed.getvalue().splitlines()
+            if 'Average' in line
+        ]
+        if table:
+            print_log('\n'.join(table), logger='current')
         return metrics
 
 
@@ -242,7 +254,8 @@ def _indexed(content: dict[str, Any]) -> COCO:
     """Return annotations with pycocotools' index."""
     coco = COCO()
     coco.dataset = content
-    coco.createIndex()
+    with redirect_stdout(io.StringIO()):  # 'creating index...'
+        coco.createIndex()
     # mmdet's names of the same.
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     return coco

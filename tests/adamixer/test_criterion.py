@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers.factories import build, criterion_config, positions
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from lors_det.adamixer import SetCriterion, StageOutput
@@ -67,8 +68,11 @@ def test_matching_and_losses_are_the_definition(
 ) -> None:
     predicted = stage()
     boxes, labels = ground_truth(2, 3)
-    matches = criterion.match(predicted, boxes, labels, SIZES)
-    found = criterion.loss_single_stage(predicted, boxes, labels, SIZES)
+    matches = criterion.match([predicted], boxes, labels, SIZES)[0]
+    found = {
+        name.removeprefix('s0.'): value
+        for name, value in criterion([predicted], boxes, labels, SIZES).items()
+    }
 
     expected = {'loss_cls': 0.0, 'loss_bbox': 0.0, 'loss_iou': 0.0}
     right = 0
@@ -117,10 +121,34 @@ def test_less_and_more_boxes_than_queries(
     criterion: SetCriterion, counts: tuple[int, int]
 ) -> None:
     """What has no box is background, and no box is matched twice."""
-    matches = criterion.match(stage(), *ground_truth(*counts), SIZES)
+    matches = criterion.match([stage()], *ground_truth(*counts), SIZES)[0]
     for found, num_boxes in zip(matches, counts, strict=True):
         boxes = found[found >= 0].tolist()
         assert len(set(boxes)) == len(boxes) == min(4, num_boxes)
+
+
+def test_matches_are_those_of_mmdet(criterion: SetCriterion) -> None:
+    """For all stages and images at once, with ties and empty images too."""
+    for trial in range(250):
+        torch.manual_seed(trial)
+        stages = [stage(num_queries=6), stage(num_queries=6)]
+        if trial % 2:  # the same query twice: equal costs
+            for each in stages:
+                each.cls_logits.data[:, 1] = each.cls_logits.data[:, 0]
+                each.bboxes.data[:, 1] = each.bboxes.data[:, 0]
+        counts = torch.randint(0, 10, (2,)).tolist()
+        boxes, labels = ground_truth(*counts)
+        matches = criterion.match(stages, boxes, labels, SIZES)
+        for s, b in itertools.product(range(2), range(2)):
+            expected = criterion.assigner.assign(
+                InstanceData(
+                    scores=stages[s].cls_logits[b].detach(),
+                    bboxes=stages[s].bboxes[b].detach(),
+                ),
+                InstanceData(labels=labels[b], bboxes=boxes[b]),
+                img_meta={'img_shape': SIZES[b].flip(0).tolist()},
+            )
+            assert matches[s, b].tolist() == (expected.gt_inds - 1).tolist()
 
 
 def test_names_of_all_stages(criterion: SetCriterion) -> None:

@@ -294,7 +294,9 @@ def test_table_and_plot_from_the_rows(folder: Folder) -> None:
             for seed, value in enumerate(column)
         ]
     ).to_csv(file, index=False)  # fmt: skip
-    run_sweep(argparse.Namespace(sweep=str(file)))
+    document = folder.path / 'study.md'
+    document.write_text('A\n<!-- rank -->\nold\n<!-- end of rank -->\nB\n')
+    run_sweep(argparse.Namespace(sweep=str(file), document=str(document)))
     lines = file.with_suffix('.md').read_text().splitlines()
     table = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[:5]]
     assert table[0] == [
@@ -306,6 +308,10 @@ def test_table_and_plot_from_the_rows(folder: Folder) -> None:
         ['2', '2', '0.44 ± 0.028', '-1 ± 0', '0.02 ± 0.13', '2,000'],
         ['3', '1', '0.5', '', '0.09', '3,000'],
     ]
+    text = file.with_suffix('.md').read_text()
+    assert document.read_text() == (
+        f'A\n<!-- rank -->\n{text}<!-- end of rank -->\nB\n'
+    )
     plot = file.with_suffix('.svg').read_bytes()
     write_summary(file)
     assert file.with_suffix('.svg').read_bytes() == plot

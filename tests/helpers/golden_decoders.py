@@ -123,8 +123,8 @@ def decoder_losses(golden: Golden) -> Iterator[Comparison]:
             'equal',
             {
                 f'assign_{case}/stage{s}/img{i}': match + 1
-                for s, stage in enumerate(stages)
-                for i, match in enumerate(criterion.match(stage, *args))
+                for s, of_stage in enumerate(criterion.match(stages, *args))
+                for i, match in enumerate(of_stage)
             },
         )
         losses = official_losses(criterion(stages, *args))
