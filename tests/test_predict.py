@@ -30,6 +30,7 @@ from lors_det.errors import UsageError
 from lors_det.predict import Predictor
 
 CONFIG = ROOT / 'tests/helpers/soak_config.py'
+CORNERS = ['x1', 'y1', 'x2', 'y2']
 IMAGES = sorted((ROOT / 'demo/bccd/images').glob('*.jpg'))[:3]
 
 
@@ -156,11 +157,7 @@ def test_an_array_that_is_no_image(predictor: Predictor) -> None:
         predictor(np.zeros((4, 4)))
 
 
-def test_document(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_document(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python lines of docs/predict.md run, and show what they say."""
     supervision = types.SimpleNamespace(Detections=types.SimpleNamespace)
     monkeypatch.setitem(sys.modules, 'supervision', supervision)
@@ -171,20 +168,12 @@ def test_document(
     code = re.sub(r"'configs/.*?'", repr(str(CONFIG)), code)
     exec(code.replace('CHECKPOINT', str(checkpoint)), names)
     table, detections = names['table'], names['detections']
-    assert [*table] == [
-        'file', 'frame', 'class', 'score', 'x1', 'y1', 'x2', 'y2',
-    ]  # fmt: skip
+    assert [*table] == ['file', 'frame', 'class', 'score', *CORNERS]
     assert len(table) == 8 * len(names['samples'])
-    first = table[: len(detections.xyxy)]
-    np.testing.assert_array_equal(first.score, detections.confidence)
-    np.testing.assert_array_equal(
-        first[['x1', 'y1', 'x2', 'y2']], detections.xyxy
-    )
-    classes = detections.data['class_name']
-    assert first['class'].tolist() == classes.tolist()
-    np.testing.assert_array_equal(
-        classes, np.array(names['predictor'].classes)[detections.class_id]
-    )
+    np.testing.assert_array_equal(table.score, detections.confidence)
+    np.testing.assert_array_equal(table[CORNERS], detections.xyxy)
+    classes = [names['predictor'].classes[i] for i in detections.class_id]
+    assert [*table['class']] == [*detections.data['class_name']] == classes
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(UsageError, match='pip install supervision'):
         names['predictor'].to_supervision(names['samples'][0])
@@ -216,12 +205,9 @@ def predict(*arguments: object, **options: object) -> None:
 
 
 def test_command(
-    checkpoint: Path,
-    predictor: Predictor,
-    videos: Path,
-    tmp_path: Path,
+    checkpoint: Path, predictor: Predictor, videos: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     """Images, one of them broken, and a video: all results agree."""
     bad = tmp_path / 'bad.jpg'
     bad.write_bytes(IMAGES[0].read_bytes()[:500])
@@ -238,21 +224,21 @@ def test_command(
     assert output[-1] == (
         f'14 images, {len(table)} detections, 1 skipped: see {out}'
     )
+    assert {*table['class']} == {found[0]}
     coco = COCO(out / 'images.json')
     results = coco.loadRes(str(out / 'detections.json'))
-    assert {*table['class']} == {found[0]}
-    for row, entry in zip(
-        table.itertuples(index=False), results.loadAnns(results.getAnnIds()),
-        strict=True,
-    ):  # fmt: skip
-        image_id, file, frame, name, score, x1, y1, x2, y2 = row
-        (image,) = coco.loadImgs(entry['image_id'])
-        assert (image['id'], image['file_name']) == (image_id, file)
-        assert image.get('frame', -1) == (-1 if np.isnan(frame) else frame)
-        assert coco.cats[entry['category_id']]['name'] == name
-        assert entry['score'] == score
-        wanted = x1, y1, x2 - x1, y2 - y1
-        np.testing.assert_allclose(entry['bbox'], wanted, atol=1e-4)
+    entries = pd.DataFrame(results.loadAnns(results.getAnnIds()))
+    boxes = np.stack(entries.bbox)
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_allclose(boxes, table[CORNERS], atol=1e-3)
+    for key in ('image_id', 'score'):
+        np.testing.assert_array_equal(entries[key], table[key])
+    images = [coco.imgs[each] for each in entries.image_id]
+    assert [each['file_name'] for each in images] == [*table.file]
+    frames = table.frame.fillna(-1)
+    assert [each.get('frame', -1) for each in images] == [*frames]
+    names = [coco.cats[each]['name'] for each in entries.category_id]
+    assert names == [*table['class']]
     assert sorted(path.name for path in (out / 'pictures').iterdir()) == [
         f'000001_{IMAGES[0].stem}.jpg',
         f'000002_{IMAGES[0].stem}.jpg',

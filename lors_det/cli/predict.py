@@ -45,21 +45,14 @@ def predict(args: argparse.Namespace, errors: OneLineErrors) -> None:
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
     cv2.setLogLevel(0)
     files = find_inputs(args.inputs)
-    name = Path(args.config).stem
-    out = Path(args.out or f'work_dirs/{name}/predictions')
+    default = Path('work_dirs', Path(args.config).stem, 'predictions')
+    out = Path(args.out or default)
     if not args.overwrite:
         check_output(str(out), '--out')
     check_file(args.checkpoint, 'CHECKPOINT')
     cfg = errors.cfg = load_config(args.config)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.trust)
-    wanted = args.classes.split(',') if args.classes else predictor.classes
-    for name in wanted:
-        if name not in predictor.classes:
-            raise UsageError(
-                f'--classes {name}: the model does not know this class'
-                f'{suggest(name, predictor.classes)}'
-            )
-    labels = torch.tensor([predictor.classes.index(name) for name in wanted])
+    labels = _labels(args.classes, predictor.classes)
     errors.how_to_resume = f'what is done is in {out}'
     done = detections = skipped = 0
 
@@ -90,6 +83,18 @@ def predict(args: argparse.Namespace, errors: OneLineErrors) -> None:
     print(
         f'{done} images, {detections} detections, {skipped} skipped: see {out}'
     )
+
+
+def _labels(names: str | None, classes: list[str]) -> torch.Tensor:
+    """Return the labels of the classes that are kept."""
+    kept = names.split(',') if names else classes
+    for name in kept:
+        if name not in classes:
+            raise UsageError(
+                f'--classes {name}: the model does not know this class'
+                f'{suggest(name, classes)}'
+            )
+    return torch.tensor([classes.index(name) for name in kept])
 
 
 class _Results(ExitStack):
