@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,18 +78,47 @@ class QueryAttention(nn.Module):
         Returns:
             (B, N, C) attended content, normalised.
         """
-        xyzr = xyzr.detach()
-        content = content + position_embedding(xyzr, self.embed_dims)
-        iof = intersection_over_foreground(decode_xyzr(xyzr))
-        tau = self.iof_tau[stage][:, None, None]
-        bias = tau * (iof + IOF_EPS).log()[:, None]  # (B, H, N, N)
-        q, k, v = (
-            self.in_proj(content, stage)
-            .unflatten(-1, (3, self.num_heads, -1))
-            .permute(2, 0, 3, 1, 4)  # (3, B, H, N, C / H)
-        )
+        content, xyzr = self._with_position(content, xyzr)
+        q, k, v, bias = self._project(content, xyzr, stage)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias.to(q.dtype)
         )
         attended = attended.transpose(1, 2).flatten(2)  # (B, N, C)
         return self.norm(content + self.out_proj(attended, stage), stage)
+
+    def weights(self, content: Tensor, xyzr: Tensor, stage: int) -> Tensor:
+        """Compute how much each query attends to each; to look at.
+
+        Args:
+            content: (B, N, C) query content.
+            xyzr: (B, N, 4) query positions.
+            stage: Index of the stage, from 0.
+
+        Returns:
+            (B, H, N, N); each row sums to 1.
+        """
+        q, k, _, bias = self._project(
+            *self._with_position(content, xyzr), stage
+        )
+        return (q @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(-1)
+
+    def _with_position(
+        self, content: Tensor, xyzr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the position to the content; no gradient goes to positions."""
+        xyzr = xyzr.detach()
+        return content + position_embedding(xyzr, self.embed_dims), xyzr
+
+    def _project(
+        self, content: Tensor, xyzr: Tensor, stage: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q, k, v, each (B, H, N, C/H), and the bias (B, H, N, N)."""
+        iof = intersection_over_foreground(decode_xyzr(xyzr))
+        tau = self.iof_tau[stage][:, None, None]
+        bias = tau * (iof + IOF_EPS).log()[:, None]
+        q, k, v = (
+            self.in_proj(content, stage)
+            .unflatten(-1, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)  # (3, B, H, N, C / H)
+        )
+        return q, k, v, bias

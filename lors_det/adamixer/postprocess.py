@@ -26,13 +26,28 @@ def select_topk(
         (B, K) scores in descending order, (B, K) labels and (B, K, 4) boxes
         x1, y1, x2, y2 in pixels of the resized image.
     """
-    scores = stage.cls_logits.sigmoid()
+    scores, labels, query = best_pairs(stage.cls_logits.sigmoid(), max_per_img)
+    boxes = stage.bboxes.gather(1, query[..., None].expand(-1, -1, 4))
+    return scores, labels, boxes
+
+
+def best_pairs(
+    scores: Tensor, max_per_img: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the best (query, class) pairs.
+
+    Args:
+        scores: (B, N, num_classes).
+        max_per_img: Pairs K to keep per image; cut to N x classes.
+
+    Returns:
+        (B, K) scores in descending order, (B, K) labels and (B, K) queries.
+    """
     num_classes = scores.shape[-1]
     flat = scores.flatten(1)
-    scores, index = flat.topk(min(max_per_img, flat.shape[1]), dim=1)
+    best, index = flat.topk(min(max_per_img, flat.shape[1]), dim=1)
     query = index.div(num_classes, rounding_mode='floor')
-    boxes = stage.bboxes.gather(1, query[..., None].expand(-1, -1, 4))
-    return scores, index % num_classes, boxes
+    return best, index % num_classes, query
 
 
 def to_instances(

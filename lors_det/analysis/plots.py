@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plot what detectors cost."""
+"""Plot what detectors cost, and write figures."""
 
 from __future__ import annotations
 
@@ -40,8 +40,22 @@ def plot_parts(reports: Mapping[str, ModelReport], folder: Path) -> list[Path]:
     axes.invert_yaxis()
     axes.set_xlabel('parameters [millions]')
     figure.legend(loc='outside lower center', ncols=3, fontsize='small')
+    return save_figure(figure, folder, 'parts')
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as vectors and as pixels.
+
+    Args:
+        figure: The figure.
+        folder: Where to write to; made if it is not there.
+        name: Of the files, without ending.
+
+    Returns:
+        The files: ``name.svg`` and ``name.png``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f'parts.{ending}' for ending in ('svg', 'png')]
+    files = [folder / f'{name}.{ending}' for ending in ('svg', 'png')]
     for file in files:
         figure.savefig(file, dpi=150)
     return files

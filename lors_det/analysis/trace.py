@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record what a detector does to its queries, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.apis import inference_detector
+from torch import Tensor
+
+from lors_det.adamixer import AdaMixer, AdaMixerDecoder
+from lors_det.adamixer.decoder import StageOutput
+from lors_det.adamixer.geometry import decode_xyzr
+from lors_det.adamixer.postprocess import best_pairs
+from lors_det.adamixer.sampling import Pyramid, level_weights
+from lors_det.errors import UsageError
+
+
+class StageTrace(NamedTuple):
+    """What one stage did, in pixels of the resized images.
+
+    Args:
+        before: (B, N, 4) boxes that the stage got, x1, y1, x2, y2.
+        after: (B, N, 4) boxes that it returned.
+        attention: (B, N, N) how much each query attends to each, the mean of
+            the heads; rows sum to 1.
+        content: (B, N, C) content after attention, from which points and
+            mixing matrices are generated.
+        points: (B, N, G, P_in, 3) sampling points: x, y, log2 of the scale.
+        level_weights: (B, N, G, P_in, levels); sums to 1 over the levels.
+        scores: (B, N, num_classes).
+    """
+
+    before: Tensor
+    after: Tensor
+    attention: Tensor
+    content: Tensor
+    points: Tensor
+    level_weights: Tensor
+    scores: Tensor
+
+
+@contextmanager
+def record(decoder: AdaMixerDecoder) -> Iterator[list[StageTrace]]:
+    """Watch a decoder while it runs; what it returns stays the same.
+
+    Args:
+        decoder: Not compiled.
+
+    Yields:
+        A list that holds, after each run of the decoder, what its stages did.
+    """
+    traces: list[StageTrace] = []
+    attended: list[tuple[Tensor, Tensor, int]] = []
+    sampled: list[tuple[Pyramid, Tensor, Tensor, int]] = []
+
+    @torch.no_grad()
+    def finish(_: Any, __: Any, outputs: Sequence[StageOutput]) -> None:
+        traces[:] = [
+            _trace(decoder, *steps)
+            for steps in zip(attended, sampled, outputs, strict=True)
+        ]
+        attended.clear()
+        sampled.clear()
+
+    hooks = [
+        decoder.attention.register_forward_pre_hook(
+            lambda _, args: attended.append(args)
+        ),
+        decoder.sampling.register_forward_pre_hook(
+            lambda _, args: sampled.append(args)
+        ),
+        decoder.register_forward_hook(finish),
+    ]
+    try:
+        yield traces
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _trace(
+    decoder: AdaMixerDecoder,
+    attended: tuple[Tensor, Tensor, int],
+    sampled: tuple[Pyramid, Tensor, Tensor, int],
+    output: StageOutput,
+) -> StageTrace:
+    """Compute again what a stage does not return, from what it was given."""
+    pyramid, content, xyzr, stage = sampled
+    points = decoder.sampling.points(content, xyzr, stage)
+    return StageTrace(
+        decode_xyzr(xyzr),
+        output.bboxes,
+        decoder.attention.weights(*attended).mean(1),
+        content,
+        points,
+        level_weights(points[..., 2], pyramid.strides),
+        output.cls_logits.sigmoid(),
+    )
+
+
+class ImageTrace(NamedTuple):
+    """How a detector came to its detections in one image.
+
+    Args:
+        image: (H, W, 3) RGB.
+        stages: What every stage did, in pixels of the image; without the
+            batch axis.
+        scores: (K) of the detections, in descending order.
+        labels: (K).
+        queries: (K) index of the query behind each detection.
+        classes: Names of the classes.
+        strides: Stride of every level in pixels.
+    """
+
+    image: np.ndarray[Any, Any]
+    stages: list[StageTrace]
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+    classes: Sequence[str]
+    strides: Sequence[int]
+
+
+def trace_image(model: AdaMixer, path: Path) -> ImageTrace:
+    """Detect in an image, and record how.
+
+    Args:
+        model: With the attributes that mmdet's `inference_detector` reads.
+        path: The image.
+
+    Raises:
+        UsageError: If the file is no image.
+    """
+    try:
+        image = mmcv.imread(path)
+    except Exception:  # each library has its own
+        image = None
+    if image is None:
+        raise UsageError(f'IMAGE: {path} is no image, or cut off')
+    with record(model.decoder) as stages:
+        sample = inference_detector(model, image)
+    scores, labels, queries = best_pairs(stages[-1].scores, model.max_per_img)
+    factor = torch.tensor(sample.scale_factor, device=scores.device)
+    return ImageTrace(
+        image[..., ::-1],
+        [_in_original_pixels(stage, factor) for stage in stages],
+        scores[0].cpu(),
+        labels[0].cpu(),
+        queries[0].cpu(),
+        model.dataset_meta['classes'],
+        model.decoder.strides,
+    )
+
+
+def _in_original_pixels(stage: StageTrace, factor: Tensor) -> StageTrace:
+    """Undo the resizing of a batch of one image, and the batch."""
+    points = stage.points.clone()
+    points[..., :2] /= factor
+    original = stage._replace(
+        before=stage.before / factor.repeat(2),
+        after=stage.after / factor.repeat(2),
+        points=points,
+    )
+    return StageTrace(*(tensor[0].cpu() for tensor in original))
