@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
-
-# isort: split
 
 import argparse
 import gc

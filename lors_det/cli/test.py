@@ -6,6 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
+
+# isort: split
 from mmdet.evaluation import CocoMetric, DumpDetResults
 
 from lors_det.cli.boundary import OneLineErrors
