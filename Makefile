@@ -15,9 +15,10 @@ ON_VAL := \
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt requirements/opencv-python/pyproject.toml setup.py
+	@echo "Installing into $(VENV): some minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -r requirements.txt
-	$(PY) -m pip install --no-deps -e .
+	$(PY) -m pip install -q -r requirements.txt
+	$(PY) -m pip install -q --no-deps -e .
 	touch $@
 
 style: $(INSTALLED)
@@ -41,9 +42,9 @@ demo: $(INSTALLED)
 		--work-dir $(OUT)/val --cfg-options $(ON_VAL)
 	@echo "== Test images: nothing was ever chosen by them =="
 	$(PY) tools/test.py $(DEMO) $$(cat $(OUT)/last_checkpoint) --overwrite \
-		--work-dir $(OUT)/test --out $(OUT)/test.bbox.json
+		--work-dir $(OUT)/test --out $(OUT)/detections.bbox.json
 	$(PY) tools/plot_run.py $(OUT) --out $(OUT)/run.png
-	$(PY) tools/analyse.py $(DEMO) $(OUT)/test.bbox.json --score-thr 0.4 \
+	$(PY) tools/analyse.py $(DEMO) $(OUT)/detections.bbox.json --score-thr 0.4 \
 		--sheet $(OUT)/test.jpg
 	@echo "Pictures: $(OUT)/run.png and $(OUT)/test.jpg"
 

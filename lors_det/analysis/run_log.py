@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,19 @@ def plot_runs(work_dirs: Sequence[str], file: Path) -> None:
         # Of the parameters that have no rate of their own.
         rate.plot(steps.get('base_lr', steps['lr']).dropna(), color=color)
         for metric, style in zip(metrics, ('-o', '--s', ':^'), strict=False):
+            short = re.sub('.*/|bbox_m|_', '', metric)  # AP50, for example
             if metric in evaluations:
                 accuracy.plot(
                     evaluations[metric].dropna(),
                     style,
                     color=color,
                     markersize=4,
-                    label=metric if len(runs) == 1 else f'{label}, {metric}',
+                    label=short if len(runs) == 1 else f'{label}, {short}',
                 )
     loss.set_ylabel('training loss')
     loss.set_yscale('log')
+    loss.yaxis.set_major_formatter('{x:g}')
+    loss.yaxis.set_minor_formatter('{x:g}')
     rate.set_ylabel('learning rate')
     accuracy.set_ylabel('AP on images not trained on')
     for axes in (loss, rate, accuracy):
