@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 #: Okabe and Ito, which the colour-blind can tell apart; without black.
 COLORS = (
-    '#56B4E9', '#E69F00', '#009E73', '#F0E442', '#CC79A7', '#D55E00',
-    '#0072B2',
+    '#0072B2', '#E69F00', '#009E73', '#D55E00', '#56B4E9', '#F0E442',
+    '#CC79A7',
 )  # fmt: skip
 Rectangle = tuple[float, float, float, float]
 
