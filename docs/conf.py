@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of Sphinx: ``make docs`` writes the site to build/docs."""
+
+import os
+import re
+
+import lors_det
+
+project = 'lors_det'
+author = 'The lors_det developers'
+version = release = lors_det.__version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.mathjax',
+]
+myst_fence_as_directive = ['math']
+myst_heading_anchors = 3
+
+default_role = 'py:obj'  # `name` in a docstring
+autodoc_member_order = 'bysource'
+maximum_signature_line_length = 60
+napoleon_numpy_docstring = False
+
+html_theme = 'furo'
+html_title = 'lors_det'
+
+# Links that lead out of docs/ (../configs) work on GitHub. On the site they
+# become links to the repository; in a local build, to the checkout.
+if 'READTHEDOCS' in os.environ:
+    address = os.environ['READTHEDOCS_GIT_CLONE_URL'].removesuffix('.git')
+    commit = os.environ['READTHEDOCS_GIT_COMMIT_HASH']
+    repository = f'{address}/blob/{commit}'
+else:
+    repository = '../..'
+myst_url_schemes = {
+    'http': None,
+    'https': None,
+    'repository': repository + '/{{path}}',
+}
+
+
+def link_to_repository(app, docname, source):
+    """Replace the links of a document, but for images, that leave docs/."""
+    source[0] = re.sub(
+        r'(?<!!)(\[[^]]*\]\()\.\./', r'\1repository:', source[0]
+    )
+
+
+def setup(app):
+    """Connect the above."""
+    app.connect('source-read', link_to_repository)
