@@ -7,7 +7,7 @@ import re
 import lors_det
 
 project = 'lors_det'
-author = 'The lors_det developers'
+author = copyright = 'The lors_det developers'
 version = release = lors_det.__version__
 
 extensions = [
@@ -26,6 +26,8 @@ napoleon_numpy_docstring = False
 
 html_theme = 'furo'
 html_title = 'lors_det'
+html_static_path = ['_static']
+html_css_files = ['site.css']
 
 # Links that lead out of docs/ (../configs) work on GitHub. On the site they
 # become links to the repository; in a local build, to the checkout.

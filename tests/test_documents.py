@@ -43,7 +43,7 @@ NOT_EXECUTED = {
     'replay(model': 'needs the dump of a bad step: tests/hooks has one',
 }
 #: First words of command lines that are not of this project.
-OTHERS = {'.', 'do', 'done', 'for', 'pip', 'pre-commit', 'python3.11'}
+OTHERS = {'done', 'for', 'pip', 'python3.11'}
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
@@ -141,13 +141,13 @@ def parse(command: list[str]) -> None:
         parse_args(parser, args, namespace)
         raise ParsedError
 
-    module = command[0] == '-m'
-    start = runpy.run_module if module else runpy.run_path
+    if command[0] == '-m':
+        command = [command[1].replace('.', '/') + '.py', *command[2:]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', command[1:] if module else command)
+        patch.setattr(sys, 'argv', command)
         patch.setattr(argparse.ArgumentParser, 'parse_args', parse_only)
         with pytest.raises(ParsedError):
-            start(sys.argv[0], run_name='__main__')
+            runpy.run_path(command[0], run_name='__main__')
 
 
 def check_command(line: str, targets: set[str]) -> None:
