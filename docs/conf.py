@@ -4,6 +4,9 @@
 import os
 import re
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 import lors_det
 
 project = 'lors_det'
@@ -14,7 +17,6 @@ extensions = [
     'myst_parser',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
-    'sphinx.ext.mathjax',
 ]
 myst_fence_as_directive = ['math']
 myst_heading_anchors = 3
@@ -25,6 +27,7 @@ maximum_signature_line_length = 60
 napoleon_numpy_docstring = False
 
 html_theme = 'furo'
+html_math_renderer = 'mathml'
 html_title = 'lors_det'
 html_static_path = ['_static']
 html_css_files = ['site.css']
@@ -51,6 +54,17 @@ def link_to_repository(app, docname, source):
     )
 
 
+def write_equation(translator, node):
+    """Write an equation as MathML, which browsers draw without a script."""
+    block = isinstance(node, nodes.math_block)
+    equation = tex2mathml(node.astext(), as_block=block)
+    tag = 'div' if block else 'span'
+    translator.body.append(f'<{tag} class="math">{equation}</{tag}>')
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Connect the above."""
     app.connect('source-read', link_to_repository)
+    write = (write_equation, None)
+    app.add_html_math_renderer('mathml', write, write)
