@@ -63,10 +63,15 @@ setup(
         'onedl-mmcv>=2.3.6,<2.4',
         'onedl-mmdetection>=3.5,<3.6',
         'pandas>=2.2',
+        'pillow>=10.1',
         'pycocotools>=2.0.8',
         'safetensors>=0.4',
+        'tqdm>=4.60',
     ],
-    extras_require={'digits': ['scikit-learn>=1.5']},
+    extras_require={
+        'digits': ['scikit-learn>=1.5'],
+        'supervision': ['supervision>=0.20'],
+    },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

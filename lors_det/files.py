@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: atomic writes, text between marks, and checks before use."""
+"""Files: atomic writes, configs, and checks before use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import contextlib
 import os
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lors_det.errors import UsageError
+from lors_det.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 PART = '.part'
 
@@ -88,6 +92,28 @@ def check_file(path: str, what: str) -> None:
         raise UsageError(f'{what}: {path} is empty')
     if not os.access(path, os.R_OK):
         raise UsageError(f'{what}: {path} cannot be read: no permission')
+
+
+def load_config(path: str) -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If it, or one of its bases, cannot be read.
+    """
+    from mmengine.config import Config  # late: it takes a second
+
+    check_file(path, 'CONFIG')
+    try:
+        return Config.fromfile(path)
+    except RecursionError:
+        raise UsageError(
+            f'CONFIG: {path}: its _base_ files lead back to themselves'
+        ) from None
+    except Exception as error:  # the file may run any code
+        raise UsageError(f'CONFIG: {path}: {one_line(error)}') from error
 
 
 def find_damage(path: str | os.PathLike[str]) -> str | None:

@@ -21,9 +21,9 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from lors_det.cli.launch import load_config
 from lors_det.datasets.images import LoadCheckedImage
 from lors_det.errors import UsageError
+from lors_det.files import load_config
 from lors_det.hooks.checkpoint import load_strictly
 from lors_det.media import Frame, Skip, read_frames
 from lors_det.safe_load import load_checkpoint

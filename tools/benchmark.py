@@ -9,9 +9,8 @@ from pathlib import Path
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.analysis.benchmark import Options, build, measure, table
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write
+from lors_det.files import atomic_write, load_config
 
 
 def main():

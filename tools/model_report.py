@@ -15,7 +15,7 @@ from lors_det.analysis.tables import (
     markdown_table,
 )
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.launch import load_config
+from lors_det.files import load_config
 
 
 def main():

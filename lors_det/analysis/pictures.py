@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 #: Okabe and Ito, which the colour-blind can tell apart; without black.
 COLORS = (
-    '#56B4E9', '#E69F00', '#009E73', '#F0E442', '#CC79A7', '#D55E00',
-    '#0072B2',
+    '#0072B2', '#E69F00', '#009E73', '#D55E00', '#56B4E9', '#F0E442',
+    '#CC79A7',
 )  # fmt: skip
 Rectangle = tuple[float, float, float, float]
 
@@ -58,7 +58,7 @@ def draw_detections(
             taken.append(place)
             draw.rectangle(place, _color(label))
             middle = place[0] + 2, (place[1] + place[3]) / 2
-            draw.text(middle, text, 'black', font, anchor='lm')
+            draw.text(middle, text, _ink(label), font, anchor='lm')
     x, y = size / 2, height + size
     for label, number in sorted(Counter(labels).items()):
         text = f'{classes[label]} {number}'
@@ -91,3 +91,10 @@ def _place(
 
 def _color(label: int) -> str:
     return COLORS[label % len(COLORS)]
+
+
+def _ink(label: int) -> str:
+    """Return white on the dark colours, and black on the others."""
+    red, green, blue = ImageColor.getrgb(_color(label))[:3]
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    return 'white' if luma < 128 else 'black'

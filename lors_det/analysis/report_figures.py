@@ -16,7 +16,7 @@ from lors_det.analysis.detection_errors import (
     Confident,
     Errors,
 )
-from lors_det.analysis.sheet import COLORS
+from lors_det.analysis.pictures import COLORS
 
 MODEL_COLORS = (COLORS[0], COLORS[3])
 #: Curves and matrices show that many classes, those with the most objects.

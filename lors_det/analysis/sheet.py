@@ -15,14 +15,10 @@ from pycocotools.coco import COCO
 
 from lors_det.analysis.average_precision import Array
 from lors_det.analysis.detection_errors import Confident
+from lors_det.analysis.pictures import COLORS
 from lors_det.analysis.results import Truth
 from lors_det.files import check_file
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart.
-COLORS = (
-    '#0072B2', '#E69F00', '#009E73', '#D55E00', '#56B4E9', '#F0E442',
-    '#CC79A7',
-)  # fmt: skip
 OTHER_COLOR = '#000000'
 
 

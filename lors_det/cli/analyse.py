@@ -18,10 +18,9 @@ from lors_det.analysis.report import write_report
 from lors_det.analysis.results import Truth, read_results
 from lors_det.analysis.sheet import draw_sheet
 from lors_det.cli.checks import check_dataset, datasets_of
-from lors_det.cli.launch import load_config
 from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write
+from lors_det.files import atomic_write, load_config
 
 NUM_SHEET = 6
 

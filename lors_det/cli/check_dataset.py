@@ -22,7 +22,6 @@ from rich.progress import track
 
 from lors_det.analysis.tables import ascii_table
 from lors_det.cli.checks import datasets_of
-from lors_det.cli.launch import load_config
 from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.datasets.defects import ANSWERS
 from lors_det.datasets.images import (
@@ -31,7 +30,7 @@ from lors_det.datasets.images import (
     inspect_image,
 )
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write
+from lors_det.files import atomic_write, load_config
 
 DATASET_TYPES = ('CocoDataset', 'CheckedCocoDataset')
 

@@ -22,8 +22,8 @@ from lors_det.analysis.explain import (
 )
 from lors_det.analysis.trace import ImageTrace, trace_image
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
+from lors_det.files import load_config
 from lors_det.hooks.checkpoint import load_strictly
 from lors_det.safe_load import load_checkpoint
 

@@ -18,11 +18,11 @@ from mmengine.runner import Runner
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from lors_det.cli.boundary import OneLineErrors, one_line
+from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.checks import check_options
 from lors_det.cli.console import ConsoleRunner
-from lors_det.errors import UsageError
-from lors_det.files import check_file
+from lors_det.errors import UsageError, one_line
+from lors_det.files import load_config
 from lors_det.safe_load import install
 
 #: A variable that each launcher sets for the processes that it starts.
@@ -31,26 +31,6 @@ LAUNCHED = {
     'slurm': 'SLURM_PROCID',
     'mpi': 'OMPI_COMM_WORLD_RANK',
 }
-
-
-def load_config(path: str) -> Config:
-    """Read a config file.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UsageError: If it, or one of its bases, cannot be read.
-    """
-    check_file(path, 'CONFIG')
-    try:
-        return Config.fromfile(path)
-    except RecursionError:
-        raise UsageError(
-            f'CONFIG: {path}: its _base_ files lead back to themselves'
-        ) from None
-    except Exception as error:  # the file may run any code
-        raise UsageError(f'CONFIG: {path}: {one_line(error)}') from error
 
 
 def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:

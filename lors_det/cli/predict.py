@@ -18,9 +18,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lors_det.analysis.pictures import draw_detections
 from lors_det.cli.boundary import OneLineErrors, suggest
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
-from lors_det.files import check_file, check_output
+from lors_det.files import check_file, check_output, load_config
 from lors_det.media import Frame, count_frames, find_inputs
 from lors_det.predict import Predictor
 

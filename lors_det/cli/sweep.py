@@ -33,9 +33,13 @@ from lors_det.analysis.run_log import read_starts
 from lors_det.analysis.tables import markdown_table
 from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write, check_file, write_between_marks
+from lors_det.files import (
+    atomic_write,
+    check_file,
+    load_config,
+    write_between_marks,
+)
 from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'

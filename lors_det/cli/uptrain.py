@@ -31,9 +31,8 @@ from lors_det.adamixer.factorise import factorise_decoder, stacks_of
 from lors_det.analysis.tables import ascii_table
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.checks import check_dataset
-from lors_det.cli.launch import load_config
 from lors_det.errors import UsageError
-from lors_det.files import atomic_write, check_file, check_output
+from lors_det.files import atomic_write, check_file, check_output, load_config
 from lors_det.hooks.checkpoint import load_strictly
 from lors_det.lors import (
     FitReport,

@@ -36,7 +36,7 @@ def test_a_resumed_run(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_plotted(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match='WORK_DIR .*: no log of a training'):
+    with pytest.raises(UsageError, match=r'WORK_DIR .*: no log of a training'):
         plot_runs([str(tmp_path)], tmp_path / 'a.svg')
     write(tmp_path, '1', step(1))
     with pytest.raises(UsageError, match=r'--out .*a\.doc: .*not supported'):
