@@ -23,12 +23,12 @@ from mmengine.registry import HOOKS
 
 from docs import method
 from lors_det.adamixer import decoder
-from lors_det.cli.launch import load_config
+from lors_det.files import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text('utf-8')
-    for pattern in ('*.md', 'docs/*.md', 'configs/**/*.md')
+    for pattern in ('*.md', 'docs/*.md', 'configs/**/*.md', 'demo/**/*.md')
     for path in sorted(ROOT.glob(pattern))
 }
 BLOCKS = {
