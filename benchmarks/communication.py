@@ -7,7 +7,7 @@ docs/scaling.md.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,4 +129,8 @@ def format_tables(sizes: Mapping[str, Sequence[int]]) -> str:
 
 
 if __name__ == '__main__':
-    print(format_tables(measure(sys.argv[1:] or CONFIGS)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'configs', nargs='*', default=CONFIGS, metavar='CONFIG'
+    )
+    print(format_tables(measure(parser.parse_args().configs)))

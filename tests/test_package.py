@@ -117,29 +117,6 @@ def test_mim_finds_configs_and_tools() -> None:
     assert (mim / 'model-index.yml').is_file()
 
 
-@pytest.mark.parametrize(
-    'document',
-    sorted(
-        str(path.relative_to(ROOT))
-        for path in [*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')]
-    ),
-)
-def test_documents_name_real_files(document: str) -> None:
-    """Links, and paths inside code, lead somewhere."""
-    text = (ROOT / document).read_text()
-    folder = (ROOT / document).parent
-    prose = re.sub(r'`[^`]*`', '', text)  # `dense[i](q)` is no link
-    links = re.findall(r'\]\((?!http|#)([^)#]+)', prose)
-    links += re.findall(r'<img src="(?!http)([^"]+)"', text)
-    for link in links:
-        assert (folder / link).exists(), link
-    for path in re.findall(
-        r'(?<![\w/.-])((?:configs|tools|tests|demo|lors_det|docs)/[\w./-]*\w)',
-        text,
-    ):
-        assert (ROOT / path).exists(), path
-
-
 @pytest.mark.parametrize('tool', ['slurm_train.sh', 'slurm_test.sh'])
 def test_slurm_launchers(tool: str, tmp_path: Path) -> None:
     """They hand srun the right command (a stand-in for srun prints it)."""

@@ -157,26 +157,22 @@ def test_an_array_that_is_no_image(predictor: Predictor) -> None:
         predictor(np.zeros((4, 4)))
 
 
-def test_document(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python lines of docs/predict.md run, and show what they say."""
+def test_tables(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds have the numbers of the samples."""
     supervision = types.SimpleNamespace(Detections=types.SimpleNamespace)
     monkeypatch.setitem(sys.modules, 'supervision', supervision)
-    monkeypatch.chdir(ROOT)
-    text = (ROOT / 'docs/predict.md').read_text()
-    (code,) = re.findall(r'```python\n(.*?)```', text, re.S)
-    names: dict[str, Any] = {}
-    code = re.sub(r"'configs/.*?'", repr(str(CONFIG)), code)
-    exec(code.replace('CHECKPOINT', str(checkpoint)), names)
-    table, detections = names['table'], names['detections']
+    samples = predictor(IMAGES[:1])
+    table = predictor.to_table(samples)
+    detections = predictor.to_supervision(samples[0])
     assert [*table] == ['file', 'frame', 'class', 'score', *CORNERS]
-    assert len(table) == 8 * len(names['samples'])
+    assert len(table) == 8
     np.testing.assert_array_equal(table.score, detections.confidence)
     np.testing.assert_array_equal(table[CORNERS], detections.xyxy)
-    classes = [names['predictor'].classes[i] for i in detections.class_id]
+    classes = [predictor.classes[i] for i in detections.class_id]
     assert [*table['class']] == [*detections.data['class_name']] == classes
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(UsageError, match='pip install supervision'):
-        names['predictor'].to_supervision(names['samples'][0])
+        predictor.to_supervision(samples[0])
 
 
 def test_picture() -> None:

@@ -6,6 +6,7 @@ python tests/helpers/golden_report.py docs/method.md
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,5 +53,8 @@ def error_rows() -> Iterator[str]:
 
 
 if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('document', metavar='DOCUMENT')
+    document = parser.parse_args().document
     table = HEADER + ''.join(error_rows())
-    write_between_marks(sys.argv[1], BEGIN, END, table)
+    write_between_marks(document, BEGIN, END, table)

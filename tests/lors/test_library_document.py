@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code and the numbers of docs/lors_library.md."""
+"""The numbers of docs/lors_library.md."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from lors_det.lors import StackedLinear, count_parameters
 DOCUMENT = Path(__file__).parents[2] / 'docs/lors_library.md'
 
 
-def test_the_examples_run() -> None:
+def test_the_example_has_the_counts_that_it_says() -> None:
     text = DOCUMENT.read_text()
     code = re.findall(r'```python\n(.*?)```', text, re.S)
-    assert len(code) == 2
     names: dict[str, object] = {}
     exec(code[0], names)
     counted = count_parameters(names['model'])
@@ -26,7 +25,6 @@ def test_the_examples_run() -> None:
     )
     dense = nn.TransformerEncoder(names['layer'], 12)
     assert counted.dense_total == sum(p.numel() for p in dense.parameters())
-    exec(code[1], names)
 
 
 def test_the_counts_are_true() -> None:
