@@ -10,7 +10,7 @@ ON_VAL := \
 	test_dataloader.dataset.ann_file=annotations/instances_val.json \
 	test_evaluator.ann_file=demo/bccd/annotations/instances_val.json
 
-.PHONY: install style quality test demo soak
+.PHONY: install style quality test docs demo soak
 
 install: $(INSTALLED)
 
@@ -34,6 +34,10 @@ quality: $(INSTALLED)
 # on busy cores cost more than they bring.
 test: quality
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+# The site, in build/docs; a warning is an error.
+docs: $(INSTALLED)
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 demo: $(INSTALLED)
 	$(PY) tools/train.py $(DEMO) --work-dir $(OUT) --overwrite

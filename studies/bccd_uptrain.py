@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lors_det.files import atomic_write
+from lors_det.analysis.tables import markdown_table
+from lors_det.files import atomic_write, write_between_marks
 
 CONFIG = 'configs/bccd/lors-adamixer_mobilenetv2_4-group_bccd.py'
 ROWS = Path('studies/bccd-uptrain.csv')
@@ -98,6 +99,20 @@ def measure(dense, ranks, fit, folder):
             yield number * STEPS // 4, found
 
 
+def table(rows):
+    """Write mean AP ± standard deviation by steps of fine-tuning."""
+    cells = pd.DataFrame(rows).groupby(['ranks', 'fit', 'steps'], sort=False)
+    mean, std = cells['AP'].mean(), cells['AP'].std()
+    text = [
+        f'{m:.1f}' + (f' ± {s:.1f}' if s == s else '')
+        for m, s in zip(mean, std, strict=True)
+    ]
+    wide = pd.Series(text, mean.index).unstack('steps').fillna('')
+    wide = wide.reindex(mean.index.droplevel('steps').unique()).reset_index()
+    names = ['ranks', 'fit', *(f'{n} steps' for n in wide.columns[2:])]
+    return markdown_table([names, *wide.values.tolist()])
+
+
 def main():
     """Measure what has no row yet; write the table of means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,6 +136,8 @@ def main():
                 }
             )  # fmt: skip
         atomic_write(ROWS, pd.DataFrame(rows).round(2).to_csv(index=False))
+    marks = '<!-- bccd-uptrain -->\n', '<!-- end of bccd-uptrain -->'
+    write_between_marks('docs/study.md', *marks, table(rows) + '\n')
 
 
 if __name__ == '__main__':

@@ -459,7 +459,8 @@ def write_summary(results: Path) -> list[Path]:
     table['change (95 %)'] = [_plus_minus(*pair, form) for pair in pairs]
     costs = {key: name for key, name in COSTS.items() if key in rows}
     for key, name in costs.items():
-        table[name] = [f'{count:,.7g}' for count in mean[key]]
+        form = ',.3g' if key == 'decoder_gmacs' else ',.0f'
+        table[name] = [format(count, form) for count in mean[key]]
     table = table.reset_index().astype(str)
     table.columns = [name.split('.')[-1] for name in table]
     text = markdown_table([list(table), *table.values.tolist()])
@@ -484,7 +485,7 @@ def write_summary(results: Path) -> list[Path]:
 
 
 def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
-    """Draw a line per model, or a point where it has one row; label points."""
+    """Draw a line or a point per model; write other settings beside points."""
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.subplots()
     names = (
@@ -499,7 +500,7 @@ def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
             capsize=3,
             label=name,
         )
-        for _, point in line.iterrows():
+        for _, point in line.iterrows() if labels != ['model'] else ():
             axes.annotate(
                 ', '.join(str(point[label]) for label in labels),
                 (point['size'], point['metric']),
@@ -509,7 +510,7 @@ def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
             )
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
-    if labels != ['model'] and 'model' in points:
+    if 'model' in points:
         axes.legend(fontsize='small')
     return figure
 
