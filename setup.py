@@ -70,7 +70,6 @@ setup(
     ],
     extras_require={
         'digits': ['scikit-learn>=1.5'],
-        'supervision': ['supervision>=0.20'],
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import pytest
@@ -47,3 +49,15 @@ def test_uptraining() -> None:
     script = runpy.run_path(str(STUDIES / 'bccd_uptrain.py'))
     rows = pd.read_csv(STUDIES / 'bccd-uptrain.csv').to_dict('records')
     assert shown('bccd-uptrain') == script['table'](rows) + '\n'
+
+
+def test_costs() -> None:
+    results = json.loads((STUDIES / 'bccd-costs.json').read_text())['results']
+    document = (ROOT / 'docs/study.md').read_text()
+    configs = read_sweep(str(STUDIES / 'bccd-modes.yml')).configs
+    dense = results[configs['dense']]['seconds']
+    for name, config in configs.items():
+        pairs = zip(results[config]['seconds'], dense, strict=True)
+        ratio = median(seconds / first for seconds, first in pairs)
+        peak = results[config]['peak_bytes'] / 1e6
+        assert f'| {name} | {ratio:.2f} x | {peak:.0f} MB |' in document
