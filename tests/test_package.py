@@ -47,6 +47,25 @@ def test_lors_is_pure_torch() -> None:
     assert result.stdout == 'torch.Size([1, 8])\n', result.stderr
 
 
+@pytest.mark.parametrize(
+    'tool', sorted(ROOT.glob('tools/*.py')), ids=lambda path: path.stem
+)
+def test_help_needs_no_torch(tool: Path) -> None:
+    """It is there at once."""
+    code = (
+        'import runpy, sys\n'
+        'for name in ("torch", "mmcv", "mmdet", "mmengine", "pandas"):\n'
+        '    sys.modules[name] = None\n'
+        f'sys.argv = ["{tool.name}", "--help"]\n'
+        f'runpy.run_path({str(tool)!r}, run_name="__main__")\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert 'usage: ' in result.stdout
+
+
 def test_layers_import_downwards_only() -> None:
     allowed = {
         'compat': set(),

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.analysis.benchmark import Options, build, measure, table
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, load_config
@@ -42,6 +41,13 @@ def main():
         '--json', type=Path, metavar='FILE', help='write plain numbers'
     )
     args = vars(parser.parse_args())
+    from lors_det.analysis.benchmark import (  # late: --help needs no torch
+        Options,
+        build,
+        measure,
+        table,
+    )
+
     paths = args.pop('configs')
     target = args.pop('json')
     with OneLineErrors():

@@ -7,7 +7,6 @@ import sys
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.check_dataset import check
 
 
 def main():
@@ -32,7 +31,12 @@ def main():
         help='processes that read images (%(default)s); 0 for none but this',
     )
     with OneLineErrors():
-        sys.exit(0 if check(parser.parse_args()) else 1)
+        args = parser.parse_args()
+        from lors_det.cli.check_dataset import (
+            check,  # late: --help needs no torch
+        )
+
+        sys.exit(0 if check(args) else 1)
 
 
 if __name__ == '__main__':

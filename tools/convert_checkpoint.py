@@ -5,7 +5,6 @@ import argparse
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.convert.command import convert_file
 
 
 def main():
@@ -40,6 +39,10 @@ def main():
     )
     args = parser.parse_args()
     with OneLineErrors():
+        from lors_det.convert.command import (  # late: --help needs no torch
+            convert_file,
+        )
+
         for line in convert_file(**vars(args)):
             print(line)
 

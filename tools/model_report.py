@@ -7,13 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.analysis.costs import report
-from lors_det.analysis.plots import plot_parts
-from lors_det.analysis.tables import (
-    ascii_table,
-    format_reports,
-    markdown_table,
-)
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.files import load_config
 
@@ -39,6 +32,11 @@ def main():
         help='draw the parameters by part into a folder',
     )
     args = parser.parse_args()
+    # Late: --help needs no torch.
+    from lors_det.analysis import tables
+    from lors_det.analysis.costs import report
+    from lors_det.analysis.plots import plot_parts
+
     reports = {}
     for path in args.configs:
         with OneLineErrors() as errors:
@@ -48,8 +46,10 @@ def main():
         data = {name: asdict(found) for name, found in reports.items()}
         print(json.dumps(data, indent=2))
     else:
-        table = markdown_table if args.markdown else ascii_table
-        print(format_reports(reports, table))
+        table = tables.ascii_table
+        if args.markdown:
+            table = tables.markdown_table
+        print(tables.format_reports(reports, table))
     if args.plot:
         plot_parts(reports, args.plot)
 

@@ -5,7 +5,6 @@ import argparse
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
-from lors_det.analysis.zoo import zoo_page
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.files import atomic_write
 
@@ -17,6 +16,8 @@ def main():
     argparse.ArgumentParser(
         description='Write docs/model_zoo.md from model-index.yml.'
     ).parse_args()
+    from lors_det.analysis.zoo import zoo_page  # late: --help needs no torch
+
     with OneLineErrors():
         atomic_write(ROOT / 'docs' / 'model_zoo.md', zoo_page(ROOT))
 

@@ -4,7 +4,6 @@
 import argparse
 from pathlib import Path
 
-from lors_det.analysis.run_log import plot_runs
 from lors_det.cli.boundary import OneLineErrors
 
 
@@ -23,6 +22,8 @@ def main():
     )
     args = parser.parse_args()
     with OneLineErrors():
+        from lors_det.analysis.run_log import plot_runs  # late: takes seconds
+
         plot_runs(args.work_dirs, args.out)
     print(args.out)
 

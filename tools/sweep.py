@@ -6,7 +6,6 @@ import signal
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.sweep import run_sweep
 
 
 def main():
@@ -53,7 +52,10 @@ def main():
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with OneLineErrors(how_to_resume='the same command resumes the sweep'):
-        run_sweep(parser.parse_args())
+        args = parser.parse_args()
+        from lors_det.cli.sweep import run_sweep  # late: --help needs no torch
+
+        run_sweep(args)
 
 
 if __name__ == '__main__':
