@@ -16,8 +16,8 @@ from benchmarks.cases import COMPARED, DTYPES, MODES, PARTS, VARIANTS, Case
 from benchmarks.checked import WrongResult, run_case
 from benchmarks.document import machine, render, tables, write_results
 from lors_det.adamixer import AdaMixerDecoder
-from lors_det.analysis.benchmark import check_device
 from lors_det.errors import UsageError
+from lors_det.predict import check_device
 
 DOCUMENT = Path(__file__).parents[1] / 'docs' / 'performance.md'
 FIELDS = {field.name for field in fields(Case)}

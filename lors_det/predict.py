@@ -59,7 +59,8 @@ class Predictor:
             config if isinstance(config, Config) else load_config(str(config))
         )
         init_default_scope(cfg.get('default_scope', 'mmdet'))
-        device = _check_device(device or get_device())
+        device = device or get_device()
+        check_device(device)
         found = load_checkpoint(checkpoint, trust=trust)
         self.model: Any = MODELS.build(cfg.model)
         load_strictly(self.model, found, str(checkpoint), 'test')
@@ -180,7 +181,7 @@ class Predictor:
             UsageError: If the package supervision is not installed.
         """
         try:
-            import supervision  # type: ignore[import-not-found]
+            import supervision
         except ImportError:
             raise UsageError(
                 'to_supervision needs the package supervision: '
@@ -200,8 +201,15 @@ def _refuse(name: str, reason: str, frames: int) -> None:
     raise UsageError(f'{name}: {reason}')
 
 
-def _check_device(name: str) -> str:
-    """Return the name of a device that is there."""
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        name: As in torch, the value of an option ``--device``.
+
+    Raises:
+        UsageError: If torch cannot use it.
+    """
     try:
         torch.zeros(1, device=name)
     except Exception:  # each kind of device has its own
@@ -209,7 +217,6 @@ def _check_device(name: str) -> str:
         raise UsageError(
             f'--device {name}: is not there; expected one of {["cpu", *gpus]}'
         ) from None
-    return name
 
 
 def _classes(meta: dict[str, Any], cfg: Config) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmdet.models.losses import accuracy
+from mmdet.models.task_modules import HungarianAssigner
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
@@ -41,7 +42,8 @@ class SetCriterion(nn.Module):
 
     Raises:
         TypeError: If a setting has a wrong type or an unknown name.
-        ValueError: If a loss or matcher cannot be built.
+        ValueError: If a loss or matcher cannot be built, or the matcher is
+            another.
     """
 
     def __init__(
@@ -53,6 +55,11 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         self.assigner = TASK_UTILS.build(assigner)
+        if not isinstance(self.assigner, HungarianAssigner):
+            raise ValueError(
+                f'criterion.assigner.type={assigner.get("type")!r}: expected '
+                "'HungarianAssigner'"
+            )
         self.loss_cls = MODELS.build(loss_cls)
         self.loss_bbox = MODELS.build(loss_bbox)
         self.loss_iou = MODELS.build(loss_iou)

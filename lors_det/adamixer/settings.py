@@ -189,8 +189,7 @@ def check_loss_weights(criterion: Any) -> None:
         f'criterion.{name}.loss_weight': getattr(loss, 'loss_weight', 1.0)
         for name, loss in criterion.named_children()
     }
-    costs = getattr(criterion.assigner, 'match_costs', ())
-    for index, cost in enumerate(costs):
+    for index, cost in enumerate(criterion.assigner.match_costs):
         key = f'criterion.assigner.match_costs[{index}].weight'
         weights[key] = getattr(cost, 'weight', 1.0)
     for key, weight in weights.items():

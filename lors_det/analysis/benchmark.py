@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from torch.utils.benchmark import timer
 from lors_det.analysis import timing
 from lors_det.analysis.tables import ascii_table
 from lors_det.errors import UsageError
+from lors_det.predict import check_device
 
 NUM_BOXES = 5  # of an image
 Result = dict[str, Any]
@@ -63,21 +63,6 @@ class Options:
         check_device(self.device)
         if self.amp == 'float16' and self.device == 'cpu':
             raise UsageError('--amp float16 needs --device cuda')
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Args:
-        device: Value of the option ``--device``.
-
-    Raises:
-        UsageError: If it is neither the CPU nor a GPU that torch finds.
-    """
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
-        raise UsageError(f'--device {device}: expected cpu, cuda or cuda:N')
-    if device != 'cpu' and not torch.cuda.is_available():
-        raise UsageError(f'--device {device}: torch finds no GPU')
 
 
 def build(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with detections: TIDE's kinds of errors, and confusions.
+"""Sort what is wrong with detections: TIDE's kinds, and confusions.
 
 TIDE: Bolya et al., ECCV 2020 (arXiv:2008.08115), Sec. 2.
 """

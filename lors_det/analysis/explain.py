@@ -23,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from lors_det.analysis.pictures import COLORS
 from lors_det.analysis.plots import save_figure
 from lors_det.analysis.trace import ImageTrace
 
@@ -31,8 +32,7 @@ from lors_det.analysis.trace import ImageTrace
 SETTLED_IOU = 0.9
 ATTENDED = 3  # other queries that a panel shows
 COLUMNS = 3
-# Of Okabe and Ito: told apart also by the colour-blind.
-BEFORE, AFTER, OTHERS = '#0072B2', '#D55E00', '#009E73'
+BEFORE, AFTER, OTHERS = COLORS[0], COLORS[3], COLORS[2]
 
 
 def plot_query(trace: ImageTrace, query: int, label: int, file: Path) -> None:

@@ -75,7 +75,7 @@ def plot_runs(work_dirs: Sequence[str], file: Path) -> None:
     loss.yaxis.set_major_formatter('{x:g}')
     loss.yaxis.set_minor_formatter('{x:g}')
     rate.set_ylabel('learning rate')
-    accuracy.set_ylabel('AP on images not trained on')
+    accuracy.set_ylabel('metric of the evaluations')
     for axes in (loss, rate, accuracy):
         axes.set_xlabel('step')
         axes.grid(alpha=0.3)

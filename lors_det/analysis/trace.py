@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mmcv
 import numpy as np
 import torch
-from mmdet.apis import inference_detector
 from torch import Tensor
 
 from lors_det.adamixer import AdaMixer, AdaMixerDecoder
@@ -19,7 +17,7 @@ from lors_det.adamixer.decoder import StageOutput
 from lors_det.adamixer.geometry import decode_xyzr
 from lors_det.adamixer.postprocess import best_pairs
 from lors_det.adamixer.sampling import Pyramid, level_weights
-from lors_det.errors import UsageError
+from lors_det.predict import Predictor
 
 
 class StageTrace(NamedTuple):
@@ -128,33 +126,28 @@ class ImageTrace(NamedTuple):
     strides: Sequence[int]
 
 
-def trace_image(model: AdaMixer, path: Path) -> ImageTrace:
+def trace_image(predictor: Predictor, path: Path) -> ImageTrace:
     """Detect in an image, and record how.
 
     Args:
-        model: With the attributes that mmdet's `inference_detector` reads.
+        predictor: With an AdaMixer that is not compiled.
         path: The image.
 
     Raises:
-        UsageError: If the file is no image.
+        UsageError: If the image cannot be decoded.
     """
-    try:
-        image = mmcv.imread(path)
-    except Exception:  # each library has its own
-        image = None
-    if image is None:
-        raise UsageError(f'IMAGE: {path} is no image, or cut off')
+    model: AdaMixer = predictor.model
     with record(model.decoder) as stages:
-        sample = inference_detector(model, image)
+        ((frame, sample),) = predictor.stream(path)
     scores, labels, queries = best_pairs(stages[-1].scores, model.max_per_img)
     factor = torch.tensor(sample.scale_factor, device=scores.device)
     return ImageTrace(
-        image[..., ::-1],
+        frame.image[..., ::-1],
         [_in_original_pixels(stage, factor) for stage in stages],
         scores[0].cpu(),
         labels[0].cpu(),
         queries[0].cpu(),
-        model.dataset_meta['classes'],
+        predictor.classes,
         model.decoder.strides,
     )
 

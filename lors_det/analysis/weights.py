@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a model have in common: numbers to choose a rank by."""
+"""Measure what the stages of a model have in common, to choose a rank."""
 
 from __future__ import annotations
 

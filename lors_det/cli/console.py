@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run prints. Its log file has everything from the beginning."""
+"""Print what matters of a run; its log file has everything."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ConsoleRunner(Runner):
             in_training: Whether it trains, or tests.
         """
         self.has_begun, self.in_training = True, in_training
-        for line in _describe(self):
+        for line in _describe(self, in_training):
             self.logger.info(line)
         for record in self.waiting:
             self.console.emit(record)  # has been filtered already
@@ -89,13 +89,14 @@ class _Plain(logging.Formatter):
         return text
 
 
-def _describe(runner: Runner) -> Iterator[str]:
+def _describe(runner: Runner, in_training: bool) -> Iterator[str]:
     """Say what is trained or tested on what, in a line each."""
-    for name in ('train', 'val', 'test'):
-        loop = getattr(runner, f'_{name}_loop')
-        dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-        if dataset is not None:
-            yield f'{name:6} {_describe_data(dataset)}'
+    loops = {'test': runner.test_loop}
+    if in_training:
+        loops = {'train': runner.train_loop, 'val': runner.val_loop}
+    for name, loop in loops.items():
+        if loop is not None:
+            yield f'{name:6} {_describe_data(loop.dataloader.dataset)}'
     yield f'model  {_describe_model(runner.model)}'
     yield f'folder {runner.work_dir}'
 

@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools/explain.py does: arguments in, files out."""
+"""Draw what tools/explain.py is asked for."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
-from lors_det.adamixer import AdaMixer
 from lors_det.analysis import weights
-from lors_det.analysis.benchmark import check_device
 from lors_det.analysis.explain import (
     animate_query,
     plot_images,
@@ -24,10 +19,8 @@ from lors_det.analysis.trace import ImageTrace, trace_image
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.errors import UsageError
 from lors_det.files import load_config
-from lors_det.hooks.checkpoint import load_strictly
-from lors_det.safe_load import load_checkpoint
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+from lors_det.media import IMAGES
+from lors_det.predict import Predictor
 
 
 def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
@@ -43,12 +36,12 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
     Raises:
         UsageError: If an argument is wrong.
     """
-    check_device(args.device)
     images = [] if args.image is None else find_images(args.image)
     errors.cfg = load_config(args.config)
-    model = load_detector(errors.cfg, args.checkpoint, args.device)
+    predictor = load_predictor(args, errors.cfg)
+    model = predictor.model
     errors.first_batch_done = True  # what fails now is no mistake of a user
-    traces = (trace_image(model, image) for image in images)
+    traces = (trace_image(predictor, image) for image in images)
     if args.weights:
         queries = weights.sample_queries(traces) if images else None
         return weights.plot_weights(model, queries, args.out)
@@ -70,35 +63,23 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
     return [file, file.with_suffix('.gif')]
 
 
-def load_detector(cfg: Config, checkpoint: str, device: str) -> AdaMixer:
-    """Build a trained detector, ready for mmdet's inference.
+def load_predictor(args: argparse.Namespace, cfg: Config) -> Predictor:
+    """Build a trained AdaMixer.
 
     Args:
+        args: Parsed arguments.
         cfg: Its config.
-        checkpoint: Its weights.
-        device: Where it shall run.
 
     Raises:
         UsageError: If it is no AdaMixer, or the checkpoint does not fit.
     """
-    settings = copy.deepcopy(cfg.get('model') or {})
-    if settings.get('type') != 'AdaMixer':
+    model_type = (cfg.get('model') or {}).get('type')
+    if model_type != 'AdaMixer':
         raise UsageError(
-            f"CONFIG: model.type={settings.get('type')!r}: expected 'AdaMixer'"
+            f"CONFIG: model.type={model_type!r}: expected 'AdaMixer'"
         )
-    settings.update(compile=False)  # compiled parts call no hooks
-    found = load_checkpoint(checkpoint)
-    init_default_scope('mmdet')
-    model: AdaMixer = MODELS.build(settings)
-    load_strictly(model, found, checkpoint, 'test')
-    num_classes = model.decoder.num_classes
-    meta = found.get('meta', {}).get('dataset_meta', {})
-    classes = meta.get('classes', ())
-    if len(classes) != num_classes:
-        classes = [f'class {index}' for index in range(num_classes)]
-    model.dataset_meta = {'classes': classes}
-    model.cfg = cfg  # where mmdet looks for the test pipeline
-    return model.to(device).eval()
+    cfg.model.compile = False  # compiled parts call no hooks
+    return Predictor(cfg, args.checkpoint, args.device)
 
 
 def find_images(path: Path) -> list[Path]:
@@ -113,11 +94,11 @@ def find_images(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(f'IMAGE: {path} does not exist')
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in IMAGES]
     if not images:
         raise UsageError(
             f'IMAGE: {path}: expected an image or a folder of images '
-            f'({", ".join(SUFFIXES)})'
+            f'({", ".join(IMAGES)})'
         )
     return images
 

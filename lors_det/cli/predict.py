@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import torch
 from mmdet.structures import DetDataSample
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from lors_det.analysis.pictures import draw_detections
 from lors_det.cli.boundary import OneLineErrors, suggest

@@ -104,7 +104,7 @@ def test_matching_and_losses_are_the_definition(
 
 def test_no_box_in_the_batch(criterion: SetCriterion) -> None:
     predicted = stage()
-    losses = criterion([predicted], *ground_truth(0, 0), SIZES)
+    losses = criterion([predicted, stage()], *ground_truth(0, 0), SIZES)
     assert losses['s0.loss_cls'] > 0
     assert losses['s0.loss_bbox'] == losses['s0.loss_iou'] == 0
     assert losses['s0.pos_acc'] == 0
@@ -169,3 +169,12 @@ def test_bad_numbers_reach_the_loss(
     losses = criterion([bad], *ground_truth(2, 1), SIZES)
     total = sum(v for k, v in losses.items() if 'loss' in k)
     assert value == 1e30 or not total.isfinite()
+
+
+def test_another_assigner() -> None:
+    config = criterion_config()
+    config['assigner'] = {'type': 'PointAssigner'}
+    with pytest.raises(
+        ValueError, match=r"assigner.type='PointAssigner': exp"
+    ):
+        build(config)

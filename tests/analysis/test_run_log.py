@@ -32,7 +32,9 @@ def test_a_resumed_run(tmp_path: Path) -> None:
         file = tmp_path / 'new' / f'run.{ending}'
         plot_runs([str(run)], file)
         assert file.stat().st_size > 1000
-    assert 'AP on images' in (tmp_path / 'new/run.svg').read_text()
+    assert (
+        'metric of the evaluations' in (tmp_path / 'new/run.svg').read_text()
+    )
 
 
 def test_what_cannot_be_plotted(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from helpers.factories import build, detector_config
 from mmengine.config import Config
 from PIL import Image
 
-from lors_det.cli.explain import load_detector
+from lors_det.predict import Predictor
 
 PIPELINE = [
     {'type': 'LoadImageFromFile'},
@@ -31,9 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = {'dataset': {'pipeline': PIPELINE}}
         config = Config({'model': model, 'test_dataloader': data})
         config.dump(folder / f'{mode}.py')
-        torch.save(
-            {'state_dict': build(model).state_dict()}, folder / f'{mode}.pth'
-        )
+        detector = build(model)
+        classes = [f'class {i}' for i in range(detector.decoder.num_classes)]
+        content = {
+            'state_dict': detector.state_dict(),
+            'meta': {'dataset_meta': {'classes': classes}},
+        }
+        torch.save(content, folder / f'{mode}.pth')
     (folder / 'other.py').write_text("model = dict(type='DINO')")
     (folder / 'images').mkdir()
     for name, size in {'a.png': (128, 96), 'b.jpg': (60, 80)}.items():
@@ -89,15 +93,12 @@ def test_files(
 
 
 def test_boxes_are_in_pixels_of_the_image(folder: Path) -> None:
-    from mmdet.apis import inference_detector
-
     from lors_det.analysis.trace import trace_image
 
-    cfg = Config.fromfile(folder / 'lors.py')
-    model = load_detector(cfg, str(folder / 'lors.pth'), 'cpu')
+    predictor = Predictor(folder / 'lors.py', folder / 'lors.pth', 'cpu')
     path = folder / 'images/a.png'
-    found = inference_detector(model, str(path)).pred_instances
-    trace = trace_image(model, path)
+    found = predictor(path)[0].pred_instances
+    trace = trace_image(predictor, path)
     boxes = trace.stages[-1].after[trace.queries]
     torch.testing.assert_close(boxes, found.bboxes)
     assert torch.equal(trace.scores, found.scores)
@@ -113,7 +114,10 @@ def test_boxes_are_in_pixels_of_the_image(folder: Path) -> None:
     ('arguments', 'message'),
     [
         ('lors.py lors.pth none.png', 'IMAGE: none.png does not exist'),
-        ('lors.py lors.pth broken.png', 'broken.png is no image, or cut off'),
+        (
+            'lors.py lors.pth broken.png',
+            'broken.png: file that is no image, or cut off',
+        ),
         ('lors.py lors.pth empty', 'empty: expected an image or a folder of'),
         ('lors.py lors.pth', 'IMAGE: expected one, or --weights'),
         ('lors.py lors.pth images/a.png --query 7', '--query 7: expected 0 t'),
