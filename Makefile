@@ -40,7 +40,8 @@ docs: $(INSTALLED)
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 demo: $(INSTALLED)
-	$(PY) tools/train.py $(DEMO) --work-dir $(OUT) --overwrite
+	$(PY) tools/train.py $(DEMO) --work-dir $(OUT) --overwrite \
+		--cfg-options randomness.seed=0
 	@echo "== Validation images: the training never saw them =="
 	$(PY) tools/test.py $(DEMO) $$(cat $(OUT)/last_checkpoint) --overwrite \
 		--work-dir $(OUT)/val --cfg-options $(ON_VAL)
