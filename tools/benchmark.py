@@ -50,17 +50,18 @@ def main():
         '--json', type=Path, metavar='FILE', help='write plain numbers'
     )
     args = vars(parser.parse_args())
-    from lors_det.analysis.benchmark import (  # late: --help needs no torch
-        Options,
-        build,
-        measure,
-        table,
-    )
-
     paths = args.pop('configs')
     target = args.pop('json')
     args['dtypes'] = tuple(args['dtypes'])
     with OneLineErrors():
+        # Late: --help needs no torch.
+        from lors_det.analysis.benchmark import (
+            Options,
+            build,
+            measure,
+            table,
+        )
+
         options = Options(**args)
         if len(set(paths)) < len(paths):
             raise UsageError('CONFIG: one is named twice')
