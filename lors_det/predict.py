@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from os import PathLike
@@ -43,6 +44,7 @@ class Predictor:
 
     Attributes:
         classes: Names of the classes, by label.
+        config: A copy of the config.
         model: The detector.
 
     Raises:
@@ -62,6 +64,7 @@ class Predictor:
             config if isinstance(config, Config) else load_config(str(config))
         )
         init_default_scope(cfg.get('default_scope', 'mmdet'))
+        self.config = copy.deepcopy(cfg)  # to build a model may change it
         device = device or get_device()
         check_device(device)
         found = load_checkpoint(checkpoint, trust=trust)
