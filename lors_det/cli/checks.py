@@ -22,6 +22,8 @@ COCO_HELP = (
     '(docs/coco.md)'
 )
 NUMBER = (int, float)
+#: The settings of schedulers that are no numbers.
+TEXTS = 'type anneal_strategy monitor param_name rule threshold_rule'.split()
 #: What is read from dicts that no class takes as its arguments, besides what
 #: the runner and the loader take; '' is the config itself.
 READ = {
@@ -80,7 +82,7 @@ def check_options(
         else:
             kind = _kind_expected(option, value, part)
             if kind:
-                raise UsageError(f'{what}: expected {kind}, as in the config')
+                raise UsageError(f'{what}: expected {kind}')
 
 
 def _where_used(cfg: Mapping[str, Any], variable: str) -> str:
@@ -99,11 +101,15 @@ def _where_used(cfg: Mapping[str, Any], variable: str) -> str:
 
 def _kind_expected(option: str, value: Any, part: Mapping[str, Any]) -> str:
     """Return what an option should be, where no class checks that it is."""
-    before = part.get(option.split('.')[-1])
+    name = option.split('.')[-1]
+    before = part.get(name)
+    if option == 'resume':
+        return '' if isinstance(value, bool) else 'True or False'
     if before and _each_is(before, Mapping) and 'type' not in part:
         return '' if _each_is(value, (Mapping, bool, NoneType)) else 'a dict'
-    if option.startswith('param_scheduler.') and _each_is(before, NUMBER):
-        return '' if _each_is(value, (*NUMBER, NoneType)) else 'numbers'
+    if option.startswith('param_scheduler.') and name not in TEXTS:
+        if before is None or _each_is(before, NUMBER):
+            return '' if _each_is(value, (*NUMBER, NoneType)) else 'numbers'
     return ''
 
 

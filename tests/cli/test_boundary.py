@@ -47,9 +47,12 @@ OPTIONS = {
     'optim_wrapper.paramwise_cfg.bias_lr=1': '--cfg-options optim_wrapper.'
     "paramwise_cfg.bias_lr=1: nothing reads 'bias_lr'; did you mean",
     'env_cfg.dist_cfg=5': '--cfg-options env_cfg.dist_cfg=5: expected a dict',
-    'model=5': '--cfg-options model=5: expected a dict, as in the config',
+    'model=5': '--cfg-options model=5: expected a dict',
     'param_scheduler.1.milestones=abc': '--cfg-options param_scheduler.1.'
-    "milestones='abc': expected numbers, as in the config",
+    "milestones='abc': expected numbers",
+    'param_scheduler.1.gamma=abc': '--cfg-options param_scheduler.1.'
+    "gamma='abc': expected numbers",
+    'resume=maybe': "--cfg-options resume='maybe': expected True or False",
     # variables of the file
     'data_root=/x': "--cfg-options data_root='/x': the config file has used "
     "'data_root' already; change train_dataloader.dataset.data_root, ",
