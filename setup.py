@@ -59,18 +59,32 @@ setup(
     install_requires=[
         'torch>=2.6,<2.14',
         'torchvision>=0.21',
-        'onedl-mmengine>=0.10.10,<0.11',
-        'onedl-mmcv>=2.3.6,<2.4',
-        'onedl-mmdetection>=3.5,<3.6',
         'pandas>=2.2',
         'pillow>=10.1',
         'pycocotools>=2.0.8',
         'safetensors>=0.4',
         'tqdm>=4.60',
     ],
+    # mmengine, mmcv and mmdet come under two names each, and either writes
+    # over the files of the other: none is required, users choose.
     extras_require={
+        'onedl': [
+            'onedl-mmengine>=0.10.10,<0.11',
+            'onedl-mmcv>=2.3.6,<2.4',
+            'onedl-mmdetection>=3.5,<3.6',
+        ],
+        'openmmlab': [
+            'mmengine>=0.10.7,<0.11',
+            'mmcv-lite>=2.1,<2.2',
+            'mmdet>=3.3,<3.4',
+        ],
+        'demo': ['gradio>=5'],
         'digits': ['scikit-learn>=1.5'],
+        'hub': ['huggingface_hub>=0.30'],
+        'onnx': ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20'],
+        'openvino': ['openvino>=2025'],
     },
+    entry_points={'console_scripts': ['lors-det = lors_det.cli.main:main']},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

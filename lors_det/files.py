@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 PART = '.part'
+#: Where configs, tools and the model index lie: see setup.py.
+MIM = Path(__file__).parent / '.mim'
+PACKAGE = 'lors_det::'
 
 
 def atomic_write(
@@ -98,13 +101,15 @@ def load_config(path: str) -> Config:
     """Read a config file.
 
     Args:
-        path: The file.
+        path: The file, or ``lors_det::PATH`` for one of the package.
 
     Raises:
         UsageError: If it, or one of its bases, cannot be read.
     """
     from mmengine.config import Config  # late: it takes a second
 
+    if path.startswith(PACKAGE):
+        path = str(MIM / 'configs' / path.removeprefix(PACKAGE))
     check_file(path, 'CONFIG')
     try:
         return Config.fromfile(path)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from os import PathLike
@@ -26,6 +27,7 @@ from lors_det.errors import UsageError
 from lors_det.files import load_config
 from lors_det.hooks.checkpoint import load_strictly
 from lors_det.media import Frame, Skip, read_frames
+from lors_det.precision import predict_in
 from lors_det.safe_load import load_checkpoint
 
 
@@ -38,9 +40,11 @@ class Predictor:
         device: As in torch, ``'cpu'`` or ``'cuda:0'``; the best one that is
             there if not given.
         trust: Whether the checkpoint may run code while it is loaded.
+        dtype: Type to compute in: ``float32``, ``float16``, ``bfloat16``.
 
     Attributes:
         classes: Names of the classes, by label.
+        config: A copy of the config.
         model: The detector.
 
     Raises:
@@ -54,17 +58,20 @@ class Predictor:
         checkpoint: str | PathLike[str],
         device: str | None = None,
         trust: bool = False,
+        dtype: str = 'float32',
     ) -> None:
         cfg = (
             config if isinstance(config, Config) else load_config(str(config))
         )
         init_default_scope(cfg.get('default_scope', 'mmdet'))
+        self.config = copy.deepcopy(cfg)  # to build a model may change it
         device = device or get_device()
         check_device(device)
         found = load_checkpoint(checkpoint, trust=trust)
         self.model: Any = MODELS.build(cfg.model)
         load_strictly(self.model, found, str(checkpoint), 'test')
         self.model.to(device).eval()
+        predict_in(self.model, dtype, device)
         self.classes = _classes(found.get('meta') or {}, cfg)
         load, *others = get_test_pipeline_cfg(cfg.copy())
         settings = {key: load[key] for key in load if key != 'type'}

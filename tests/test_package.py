@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from lors_det.version import __version__
 
@@ -68,7 +67,7 @@ def test_help_needs_no_torch(tool: Path) -> None:
 
 def test_layers_import_downwards_only() -> None:
     allowed = {
-        'compat': set(),
+        'compat': {'errors'},
         'lors': set(),
         'adamixer': {'lors', 'compat'},
         'vit': {'lors'},
@@ -79,6 +78,7 @@ def test_layers_import_downwards_only() -> None:
         },
         'analysis': {
             'lors', 'adamixer', 'errors', 'files', 'safe_load', 'predict',
+            'precision',
         },
     }  # fmt: skip
     for path in (ROOT / 'lors_det').rglob('*.py'):
@@ -100,24 +100,6 @@ def test_one_opencv() -> None:
         )
     }
     assert wheels == {'opencv-python-headless'}
-
-
-def test_requirements_are_within_the_ranges_of_setup() -> None:
-    ranges = [
-        Requirement(text)
-        for text in importlib.metadata.requires('lors_det') or []
-    ]
-    pinned = dict(
-        line.split('#')[0].strip().split('==')
-        for line in (ROOT / 'requirements.txt').read_text().splitlines()
-        if '==' in line
-    )
-    assert {r.name for r in ranges} >= {'torch', 'onedl-mmdetection'}
-    for requirement in ranges:
-        version = pinned[requirement.name]
-        assert requirement.specifier.contains(version), requirement
-        installed = importlib.metadata.version(requirement.name)
-        assert installed.split('+')[0] == version
 
 
 def test_versions_agree() -> None:

@@ -212,7 +212,7 @@ def test_command(
     assert found.nunique() > 1
     predict(
         CONFIG, checkpoint, IMAGES[0], bad, IMAGES[0], videos / 'whole.avi',
-        score=0, classes=found[0], batch_size=5, out=out,
+        score=0, classes=found[0], batch_size=5, out=out, dtype='bfloat16',
     )  # fmt: skip
     output = capsys.readouterr().out.splitlines()
     assert f'skipped: {bad}: file that is no image, or cut off' in output

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.cli.arguments import TYPES
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, load_config
@@ -29,7 +30,15 @@ def main():
         metavar=('H', 'W'),
     )
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--amp', choices=['float16', 'bfloat16'])
+    parser.add_argument(
+        '--dtype',
+        '--amp',
+        dest='dtypes',
+        nargs='+',
+        choices=TYPES,
+        default=['float32'],
+        help='types to compute in, side by side (float32)',
+    )
     parser.add_argument(
         '--train', action='store_true', help='losses and their gradients'
     )
@@ -41,16 +50,18 @@ def main():
         '--json', type=Path, metavar='FILE', help='write plain numbers'
     )
     args = vars(parser.parse_args())
-    from lors_det.analysis.benchmark import (  # late: --help needs no torch
-        Options,
-        build,
-        measure,
-        table,
-    )
-
     paths = args.pop('configs')
     target = args.pop('json')
+    args['dtypes'] = tuple(args['dtypes'])
     with OneLineErrors():
+        # Late: --help needs no torch.
+        from lors_det.analysis.benchmark import (
+            Options,
+            build,
+            measure,
+            table,
+        )
+
         options = Options(**args)
         if len(set(paths)) < len(paths):
             raise UsageError('CONFIG: one is named twice')

@@ -32,10 +32,11 @@ def main():
         help='draw the parameters by part into a folder',
     )
     args = parser.parse_args()
-    # Late: --help needs no torch.
-    from lors_det.analysis import tables
-    from lors_det.analysis.costs import report
-    from lors_det.analysis.plots import plot_parts
+    with OneLineErrors():
+        # Late: --help needs no torch.
+        from lors_det.analysis import tables
+        from lors_det.analysis.costs import report
+        from lors_det.analysis.plots import plot_parts
 
     reports = {}
     for path in args.configs:

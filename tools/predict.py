@@ -4,6 +4,7 @@
 import argparse
 
 import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
+from lors_det.cli.arguments import TYPES
 from lors_det.cli.boundary import OneLineErrors
 
 
@@ -45,6 +46,12 @@ def main():
     parser.add_argument(
         '--device',
         help='cpu, cuda:0, ... (the best that is there if not given)',
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=TYPES,
+        default='float32',
+        help='type to compute in (%(default)s)',
     )
     parser.add_argument(
         '--out',

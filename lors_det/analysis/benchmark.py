@@ -20,6 +20,7 @@ from torch.utils.benchmark import timer
 from lors_det.analysis import timing
 from lors_det.analysis.tables import ascii_table
 from lors_det.errors import UsageError
+from lors_det.precision import autocast, remark
 from lors_det.predict import check_device
 
 NUM_BOXES = 5  # of an image
@@ -34,7 +35,7 @@ class Options:
         batch_size: Images B of a batch.
         image_size: Height and width in pixels.
         device: Where to run.
-        amp: Type of automatic mixed precision; None for none.
+        dtypes: Types to compute in; those of 16 bits are mixed precision.
         train: Whether to measure losses and gradients, or predictions.
         compile: Whether to set the key ``compile`` of the models.
         repeats: Number of rounds.
@@ -46,7 +47,7 @@ class Options:
     batch_size: int = 1
     image_size: tuple[int, int] = (800, 1344)
     device: str = 'cpu'
-    amp: str | None = None
+    dtypes: tuple[str, ...] = ('float32',)
     train: bool = False
     compile: bool = False
     repeats: int = 10
@@ -61,8 +62,6 @@ class Options:
             if value < 1:
                 raise UsageError(f'{option} {value}: expected 1 or more')
         check_device(self.device)
-        if self.amp == 'float16' and self.device == 'cpu':
-            raise UsageError('--amp float16 needs --device cuda')
 
 
 def build(
@@ -102,22 +101,28 @@ def measure(
         options: How to measure.
 
     Returns:
-        By name: ``seconds`` of every round for a whole batch; ``parts``, the
-        same by part, timed in other runs and not for compiled models;
-        ``peak_bytes`` beyond the weights, None for compiled code on a CPU,
-        whose memory cannot be counted.
+        By name, and type if there are several: ``seconds`` of every round for
+        a whole batch; ``parts``, the same by part, timed in other runs and
+        not for compiled models; ``peak_bytes`` beyond the weights, None for
+        compiled code on a CPU, whose memory cannot be counted.
     """
-    calls = {
-        name: partial(_run, model, _random_batch(model, options), options)
-        for name, model in models.items()
-    }
+    calls, owners = {}, {}
+    for dtype in options.dtypes:
+        if dtype != 'float32':
+            remark(dtype, options.device)
+    for name, model in models.items():
+        batch = random_batch(model, options)
+        for dtype in options.dtypes:
+            label = f'{name} {dtype}' if options.dtypes[1:] else name
+            calls[label] = partial(run, model, batch, options, dtype)
+            owners[label] = model
     seconds = timing.measure(calls, options.repeats)
     found = {}
     for name, call in calls.items():
         rounds: list[dict[str, float]] = [{}]
         if not options.compile:
             rounds = [
-                _part_seconds(models[name], call, options.train)
+                part_seconds(owners[name], call, options.train)
                 for _ in range(options.repeats)
             ]
         peak = None
@@ -131,8 +136,13 @@ def measure(
     return found
 
 
-def _random_batch(model: Any, options: Options) -> dict[str, Any]:
-    """Draw images with boxes and labels, as a data loader returns them."""
+def random_batch(model: Any, options: Options) -> dict[str, Any]:
+    """Draw images with boxes and labels, as a data loader returns them.
+
+    Args:
+        model: The detector.
+        options: Number and size of the images.
+    """
     number = options.batch_size
     batch: dict[str, Any] = demo_mm_inputs(
         number,
@@ -145,15 +155,20 @@ def _random_batch(model: Any, options: Options) -> dict[str, Any]:
     return batch
 
 
-def _run(model: Any, batch: dict[str, Any], options: Options) -> None:
-    """Compute the gradients, or the detections, of a batch."""
-    autocast = torch.autocast(
-        options.device.split(':')[0],
-        getattr(torch, options.amp or 'bfloat16'),
-        enabled=options.amp is not None,
-    )
+def run(
+    model: Any, batch: dict[str, Any], options: Options, dtype: str
+) -> None:
+    """Compute the gradients, or the detections, of a batch.
+
+    Args:
+        model: The detector.
+        batch: Of `random_batch`.
+        options: Device and mode.
+        dtype: One of the types.
+    """
     model.zero_grad(set_to_none=True)
-    with torch.set_grad_enabled(options.train), autocast:
+    context = autocast(dtype, options.device)
+    with torch.set_grad_enabled(options.train), context:
         if not options.train:
             model.test_step(batch)
             return
@@ -162,10 +177,19 @@ def _run(model: Any, batch: dict[str, Any], options: Options) -> None:
     model.parse_losses(losses)[0].backward()
 
 
-def _part_seconds(
+def part_seconds(
     model: nn.Module, call: Callable[[], object], train: bool
 ) -> dict[str, float]:
-    """Return the seconds of each part, with a wait for the device after it."""
+    """Time the parts of a call, with a wait for the device after each.
+
+    Args:
+        model: The detector.
+        call: What runs it.
+        train: Whether the call ends with the backward pass.
+
+    Returns:
+        Seconds by part, in their order.
+    """
     times = {'start': timer()}
 
     def note(part: str, *_: object) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from lors_det.errors import UsageError
 
+TYPES = ['float32', 'float16', 'bfloat16']
+
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of tools/train.py."""
@@ -26,9 +28,10 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--amp',
         nargs='?',
-        const='float16',
-        choices=['float16', 'bfloat16'],
-        help='automatic mixed precision, float16 if no type is named',
+        const='best',
+        choices=['float16', 'bfloat16', 'best'],
+        help='automatic mixed precision; if no type is named the best, which '
+        'is float16 on a GPU without bfloat16, else bfloat16',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -50,6 +53,12 @@ def test_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--show-dir', metavar='DIR', help='draw the detections into a folder'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=TYPES,
+        default='float32',
+        help='type to compute in (%(default)s)',
     )
     return parser
 

@@ -21,6 +21,10 @@ COCO_HELP = (
     'https://cocodataset.org, or name another folder in the config '
     '(docs/coco.md)'
 )
+DEMO_HELP = (
+    'demo/ is in the repository, not in the package: run in a clone of it, or '
+    'copy the config with `lors-det init NAME DIR --root CLONE`'
+)
 NUMBER = (int, float)
 #: The settings of schedulers that are no numbers.
 TEXTS = 'type anneal_strategy monitor param_name rule threshold_rule'.split()
@@ -163,9 +167,10 @@ def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
         for name, file in files.items():
             path = _local_path(dataset, file)
             if path and not path.exists():
+                in_demo = path.parts[0] == 'demo'
                 raise UsageError(
                     f'{loop}_dataloader.dataset.{name}: {path} does not '
-                    f'exist; {COCO_HELP}'
+                    f'exist; {DEMO_HELP if in_demo else COCO_HELP}'
                 )
 
 

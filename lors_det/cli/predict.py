@@ -50,7 +50,9 @@ def predict(args: argparse.Namespace, errors: OneLineErrors) -> None:
         check_output(str(out), '--out')
     check_file(args.checkpoint, 'CHECKPOINT')
     cfg = errors.cfg = load_config(args.config)
-    predictor = Predictor(cfg, args.checkpoint, args.device, args.trust)
+    predictor = Predictor(
+        cfg, args.checkpoint, args.device, args.trust, args.dtype
+    )
     labels = _labels(args.classes, predictor.classes)
     errors.how_to_resume = f'what is done is in {out}'
     done = detections = skipped = 0

@@ -35,6 +35,7 @@ from lors_det.cli.boundary import OneLineErrors, suggest
 from lors_det.cli.checks import check_dataset, check_options
 from lors_det.errors import UsageError
 from lors_det.files import (
+    MIM,
     atomic_write,
     check_file,
     load_config,
@@ -43,6 +44,7 @@ from lors_det.files import (
 from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'
+TRAIN = 'tools/train.py'
 KINDS = {'configs': str, 'seeds': int, 'command': str}
 # Columns with a '/' are metrics; the others, but these, say what was trained.
 COLUMNS = ('run', 'config', 'seed', 'settings', 'commit', 'schedule')
@@ -93,9 +95,7 @@ class Sweep:
     seeds: list[int]
     grid: dict[str, list[Any]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    command: list[str] = field(
-        default_factory=lambda: ['python', 'tools/train.py']
-    )
+    command: list[str] = field(default_factory=lambda: ['python', TRAIN])
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,10 @@ def _unfinished(runs: list[_Run], results: Path, folder: Path) -> list[_Run]:
 
 
 def _command(run: _Run, sweep: Sweep, folder: Path) -> list[str]:
-    command = [sys.executable if c == 'python' else c for c in sweep.command]
+    names = {'python': sys.executable}
+    if not Path(TRAIN).is_file():  # outside of a clone
+        names[TRAIN] = str(MIM / TRAIN)
+    command = [names.get(part, part) for part in sweep.command]
     work_dir = str(folder / run.name)
     return [*command, f'{work_dir}.py', '--work-dir', work_dir, '--resume']
 

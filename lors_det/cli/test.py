@@ -10,12 +10,14 @@ from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
 
 # isort: split
 from mmdet.evaluation import CocoMetric, DumpDetResults
+from mmengine.device import get_device
 
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.checks import check_dataset, check_evaluator
 from lors_det.cli.launch import build_runner, configure, leave
 from lors_det.errors import UsageError
 from lors_det.files import check_file, check_output
+from lors_det.precision import predict_in
 
 
 def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
@@ -60,6 +62,7 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)
         )
+    predict_in(runner.model, args.dtype, get_device())
     runner.test()
     del runner
     leave()

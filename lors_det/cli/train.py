@@ -7,8 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.checks import (
@@ -29,6 +29,7 @@ from lors_det.hooks.checkpoint import (
     latest_checkpoint,
     set_aside_checkpoints,
 )
+from lors_det.precision import choose_type, remark
 
 
 def train(
@@ -70,11 +71,13 @@ def train(
 def _change_by_flags(cfg: Config, args: argparse.Namespace) -> None:
     """Change the config by ``--amp`` and ``--auto-scale-lr``."""
     if args.amp:
-        if not torch.cuda.is_available():
-            raise UsageError('--amp needs a GPU, and torch finds none')
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
+        device = get_device()
+        dtype = choose_type(device) if args.amp == 'best' else args.amp
+        remark(dtype, device)
+        name = 'CpuAmpOptimWrapper' if device == 'cpu' else 'AmpOptimWrapper'
+        cfg.optim_wrapper.update(type=name, dtype=dtype)
         # bfloat16 has float32's range: no loss scaling.
-        scale = 'dynamic' if args.amp == 'float16' else 1.0
+        scale = 'dynamic' if dtype == 'float16' else 1.0
         cfg.optim_wrapper.setdefault('loss_scale', scale)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):

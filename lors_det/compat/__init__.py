@@ -3,5 +3,6 @@
 
 from lors_det.compat.missing import MissingOpError
 from lors_det.compat.mmcv_ext import ensure_mmcv_ext
+from lors_det.compat.mmengine_import import watch_mmengine
 
-__all__ = ['MissingOpError', 'ensure_mmcv_ext']
+__all__ = ['MissingOpError', 'ensure_mmcv_ext', 'watch_mmengine']

@@ -12,7 +12,9 @@ import pytest
 import yaml
 from mmengine.config import Config
 
+import lors_det
 from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.configs import init
 from lors_det.cli.sweep import _lock, read_sweep, run_sweep, write_summary
 from lors_det.errors import UsageError
 
@@ -276,6 +278,23 @@ def test_dry_run(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
         f'--work-dir {run} --resume\n'
     )
     assert not folder.out.exists()
+
+
+def test_outside_of_a_clone(
+    folder: Folder,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder.path)
+    config = init(Path(CONFIG).stem, folder.path, root=ROOT)
+    folder.sweep(
+        arguments={'dry_run': True},
+        configs=[str(config)],
+        command=['python', 'tools/train.py'],
+        seeds=[3],
+    )
+    tool = capsys.readouterr().out.split()[2]
+    assert tool == str(Path(lors_det.__file__).parent / '.mim/tools/train.py')
 
 
 def test_table_and_plot_from_the_rows(folder: Folder) -> None:

@@ -36,10 +36,15 @@ def test_two_detectors(
     run(
         monkeypatch, CONFIG, str(dense), '--image-size', '32', '64',
         '--batch-size', '1', '--repeats', '1', '--json', str(out),
+        '--dtype', 'float32', 'bfloat16',
     )  # fmt: skip
     data = json.loads(out.read_text())
     assert data['options']['batch_size'] == 1
-    assert list(data['results']) == [CONFIG, str(dense)]
+    assert list(data['results']) == [
+        f'{name} {dtype}'
+        for name in (CONFIG, dense)
+        for dtype in ('float32', 'bfloat16')
+    ]
     parts = ['backbone', 'neck', 'decoder', 'post-processing']
     for found in data['results'].values():
         assert len(found['seconds']) == 1
@@ -71,7 +76,6 @@ def test_training_step() -> None:
             [CONFIG, '--device', 'tpu'],
             '--device tpu: is not there; ',
         ),
-        ([CONFIG, '--amp', 'float16'], '--amp float16 needs --device cuda'),
         (
             ['configs/deit/deit-tiny_digits.py'],
             "deit-tiny_digits.py: model.type=.* expected 'AdaMixer'",

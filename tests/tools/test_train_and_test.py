@@ -96,7 +96,7 @@ def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
     out, show = tmp_path / 'detections.pkl', tmp_path / 'pictures'
     arguments = (
         trained[0] / 'iter_4.pth', '--work-dir', tmp_path / 'work',
-        '--out', out, '--show-dir', show,
+        '--out', out, '--show-dir', show, '--dtype', 'bfloat16',
     )  # fmt: skip
     # Nothing is written over without being asked for.
     message = f'{trained[0]} holds 2 checkpoints of an earlier run (iter_4.pt'

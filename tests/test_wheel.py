@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wheel: what it writes and asks for, and its command away from here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lors_det.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
+EXTRAS = {
+    'demo', 'digits', 'hub', 'onedl', 'onnx', 'openmmlab', 'openvino',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools leaves files where it builds."""
+    source = tmp_path_factory.mktemp('source')
+    for name in ('lors_det', 'configs', 'tools'):
+        ignore = shutil.ignore_patterns('__pycache__', '.mim')
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    subprocess.run(
+        [*PIP, 'wheel', '--no-deps', '--no-build-isolation', '-w', source,
+         source],
+        check=True,
+    )  # fmt: skip
+    return next(source.glob('*.whl'))
+
+
+def requirements(wheel: Path) -> list[Requirement]:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith('/METADATA'))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    return [Requirement(text) for text in metadata.get_all('Requires-Dist')]
+
+
+def test_writes_over_no_file_of_another_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split('/')[0] for name in archive.namelist()}
+    assert len(tops) == 2
+    assert all(top.startswith('lors_det') for top in tops)
+
+
+def test_asks_for_neither_flavour_of_mmdet(wheel: Path) -> None:
+    """One is written over by the other, so that each is a choice."""
+    found = requirements(wheel)
+    needed = {r.name for r in found if not r.marker}
+    assert needed == {
+        'torch', 'torchvision', 'pandas', 'pillow', 'pycocotools',
+        'safetensors', 'tqdm',
+    }  # fmt: skip
+    markers = {str(r.marker) for r in found if r.marker}
+    assert markers == {f'extra == "{extra}"' for extra in EXTRAS}
+
+
+def test_ranges_hold_what_was_tested(wheel: Path) -> None:
+    """requirements.txt is within them; of openmmlab, the matrix tells."""
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    pins = (line.split('#')[0].strip() for line in lines if '==' in line)
+    pinned = {
+        canonicalize_name(name): version
+        for name, version in (pin.split('==') for pin in pins)
+    }
+    for requirement in requirements(wheel):
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is None or 'onedl' in str(requirement.marker):
+            assert name in pinned
+        if name in pinned:
+            assert requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_every_tool_has_its_command() -> None:
+    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    tools.remove('model_zoo')  # it writes a page of this repository
+    assert {file for file, _ in COMMANDS.values()} == tools
+
+
+@pytest.mark.slow
+def test_command_in_another_folder(wheel: Path, tmp_path: Path) -> None:
+    """From the list of configs to the first steps of the demo."""
+    target = tmp_path / 'installed'
+    subprocess.run(
+        [*PIP, 'install', '--no-deps', '--target', target, wheel], check=True
+    )
+
+    def run(*arguments: str, expect: int = 0) -> str:
+        result = subprocess.run(
+            [target / 'bin/lors-det', *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(target)},
+            capture_output=True,
+            text=True,
+        )
+        output = result.stdout + result.stderr
+        assert result.returncode == expect, output[-4000:]
+        return output
+
+    name = 'lors-adamixer_mobilenetv2_bccd'
+    assert f'\n{name} ' in run('configs')
+    steps = [
+        '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=9',
+        'train_dataloader.num_workers=0', 'default_hooks.logger.interval=1',
+        'train_dataloader.persistent_workers=False',
+    ]  # fmt: skip
+    run('init', name, 'mine', '--root', str(ROOT))
+    output = run('train', f'mine/{name}.py', *steps)
+    assert 'Iter(train) [2/2]' in output
+    assert (tmp_path / f'work_dirs/{name}/iter_2.pth').is_file()
