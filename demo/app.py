@@ -133,11 +133,14 @@ def build(models: dict[str, Predictor]) -> Any:
                     headers=[*COLUMNS], column_widths=[*COLUMNS.values()],
                     wrap=True, buttons=[],
                 )  # fmt: skip
+        pictures = []
         with gr.Row():
-            buttons = ['download', 'fullscreen']
-            pictures = [
-                gr.Image(label=name, buttons=buttons) for name in models
-            ]
+            for name in models:
+                with gr.Column():
+                    gr.Markdown(f'**{name}**')  # a label would hide scores
+                    pictures.append(
+                        gr.Image(label=name, show_label=False, buttons=[])
+                    )
 
         def update(file: str | None, score: float, stage: int) -> list[Any]:
             """Show what a stage finds in an image file."""
