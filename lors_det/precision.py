@@ -13,6 +13,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from lors_det.adamixer.geometry import at_least_float32
 
@@ -130,7 +131,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         elif not isinstance(loss_scale, Mapping):
             self._scale_update_param = loss_scale = float(loss_scale)
             loss_scale = {'init_scale': loss_scale}
-        self.loss_scaler = torch.amp.GradScaler('cpu', **loss_scale)
+        self.loss_scaler = GradScaler('cpu', **loss_scale)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
