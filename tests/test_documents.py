@@ -40,10 +40,11 @@ CONFIG = 'configs/bccd/lors-adamixer_mobilenetv2_bccd.py'
 QUOTES = {'docs/method.md': method, 'docs/architecture.md': decoder}
 #: What a block has, that is not executed, and why.
 NOT_EXECUTED = {
+    'work_dirs/demo/': 'needs the run of make demo',
     'replay(model': 'needs the dump of a bad step: tests/hooks has one',
 }
 #: First words of command lines that are not of this project.
-OTHERS = {'done', 'for', 'pip', 'python3.11'}
+OTHERS = {'docker', 'done', 'for', 'pip', 'python3.11'}
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
