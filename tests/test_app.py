@@ -193,6 +193,4 @@ def test_in_a_browser(page: Any) -> None:
         new_counts(early)
         page.mouse.click(1, 1)
         page.wait_for_timeout(2000)
-        page.screenshot(
-            path=os.environ['APP_SCREENSHOT'], full_page=True
-        )
+        page.screenshot(path=os.environ['APP_SCREENSHOT'], full_page=True)

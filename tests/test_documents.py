@@ -23,6 +23,7 @@ from mmengine.registry import HOOKS
 
 from docs import method
 from lors_det.adamixer import decoder
+from lors_det.cli.main import COMMANDS
 from lors_det.files import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +160,9 @@ def check_command(line: str, targets: set[str]) -> None:
     if not words or words[0] in OTHERS:
         return
     program, *arguments = words
+    if program == 'lors-det':
+        program, tool = 'python', COMMANDS[arguments[0]][0]
+        arguments = [f'tools/{tool}.py', *arguments[1:]]
     if program == 'make':
         assert set(arguments) <= targets
     elif program.startswith('tools/dist_'):
