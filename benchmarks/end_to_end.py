@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user waits for: python -m benchmarks.end_to_end [--help].
+"""Measure what a user waits for: python -m benchmarks.end_to_end [--help].
 
 The demo's training and testing against the steps of its model alone, with
 mmdet's Sparse R-CNN on the same data as a yardstick; and how long the commands
@@ -22,7 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
-import lors_det.adamixer  # noqa: F401
+import lors_det.adamixer  # noqa: F401  # registers the detector's parts
 from benchmarks.document import machine
 from lors_det.analysis.tables import markdown_table
 from lors_det.analysis.timing import Spread, ratio
@@ -31,6 +31,7 @@ from lors_det.files import write_between_marks
 
 DEMO = 'configs/bccd/lors-adamixer_mobilenetv2_bccd.py'
 WEIGHTS = 'demo/checkpoints/lors-adamixer_mobilenetv2_bccd.pth'
+WRONG = 'training, a wrong setting'  # must fail; all others must not
 IMAGE = 'demo/bccd/images/BloodImage_00007.jpg'
 DOCUMENT = Path('docs/performance.md')
 MARKS = (
@@ -148,8 +149,12 @@ def waiting(commands: Mapping[str, list[str]], rounds: int) -> list[list[str]]:
     for _ in range(rounds):
         for name, arguments in commands.items():
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], capture_output=True)
+            done = subprocess.run(
+                [sys.executable, *arguments], capture_output=True, text=True
+            )
             seconds[name].append(time.perf_counter() - begin)
+            if done.returncode != (name == WRONG):
+                raise SystemExit(f'error: {name}: {done.stderr[-1000:]}')
     first = next(iter(seconds.values()))
     return [
         [name, ratio(each, first).text(), Spread.of(each).text(1)]
@@ -166,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.end_to_end', description=__doc__
     )
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--document', type=Path, default=DOCUMENT)
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {
                 'import torch, mmdet': ['-c', 'import torch, mmdet.apis'],
                 'any tool with --help': ['tools/train.py', '--help'],
-                'training, a wrong setting': [*train, 'modle.num_queries=2'],
+                WRONG: [*train, 'modle.num_queries=2'],
                 'training, one step': [
                     *train, 'train_cfg.max_iters=1',
                     'train_cfg.val_interval=10',
@@ -186,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     'test_dataloader.dataset.indices=[0]',
                 ],
                 'predicting, one image': [
-                    'tools/predict.py', DEMO, WEIGHTS, IMAGE, '--out', folder
+                    'tools/predict.py', DEMO, WEIGHTS, IMAGE, '--out',
+                    f'{folder}/pictures', '--overwrite',
                 ],
             },
             args.rounds,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app of demo/app.py: by its client API, and in a real browser.
 
-``APP_SCREENSHOT=docs/images/app.jpg python -m pytest tests/test_app.py``
+``APP_SCREENSHOT=docs/images/app.png python -m pytest tests/test_app.py``
 makes the picture of docs/app.md.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when mmengine is imported, now or later.
+"""Watch the import of mmengine, now or later.
 
 It learns where ``lors_det::PATH`` is. Where it is missing, the error says how
 to install it: which of its two distributions is the user's choice, and
