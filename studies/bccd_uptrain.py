@@ -2,8 +2,9 @@
 """From dense checkpoints to LORS: python studies/bccd_uptrain.py DENSE_RUNS.
 
 DENSE_RUNS is the work directory of studies/bccd-modes.yml, whose dense runs
-(dense_seed-N) are factorised. One row per seed, ranks, way to fit and number
-of steps of fine-tuning; rows that are there are not measured again.
+(dense_seed-N) are factorised and fine-tuned; the dense model itself is trained
+for as many further steps, to compare with. One row per seed, ranks, way to fit
+and number of steps; rows that are there are not measured again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pandas as pd
 from lors_det.analysis.tables import markdown_table
 from lors_det.files import atomic_write, write_between_marks
 
+DENSE = 'configs/bccd/adamixer_mobilenetv2_bccd.py'
 CONFIG = 'configs/bccd/lors-adamixer_mobilenetv2_4-group_bccd.py'
 ROWS = Path('studies/bccd-uptrain.csv')
 RANKS = {'4 and 2': (4, 2), '1 and 1': (1, 1)}  # of kernels and projection
@@ -28,7 +30,8 @@ FITS = {
     'weighted, uniform': ['--given'],
     'weighted, allocated': [],
 }
-TUNED = ('weighted, uniform', 'weighted, allocated')
+CONTROL = ('dense', 'none')
+TUNED = ('none', 'weighted, uniform', 'weighted, allocated')
 STEPS = 200  # a quarter of a training from scratch
 TEST = {
     'val_dataloader.dataset.ann_file': 'annotations/instances_test.json',
@@ -67,8 +70,8 @@ def scores(work_dir):
     return found
 
 
-def measure(dense, ranks, fit, folder):
-    """Yield (steps of fine-tuning, scores) of one way to factorise."""
+def factorise(dense, ranks, fit, folder):
+    """Make a dense checkpoint LORS; return config and checkpoint."""
     config = folder / 'given.py'
     config.parent.mkdir(parents=True, exist_ok=True)
     kernels, projection = RANKS[ranks]
@@ -83,17 +86,27 @@ def measure(dense, ranks, fit, folder):
         *FITS[fit],
     )  # fmt: skip
     test = folder / 'test'
+    return lors / 'lors.py', lors / 'lors.pth'
+
+
+def measure(dense, ranks, fit, folder):
+    """Yield (steps of fine-tuning, scores) of one way to factorise."""
+    if (ranks, fit) == CONTROL:
+        config, checkpoint = DENSE, dense
+    else:
+        config, checkpoint = factorise(dense, ranks, fit, folder)
     run(
-        'tools/test.py', lors / 'lors.py', lors / 'lors.pth', '--work-dir',
-        test, '--overwrite',
+        'tools/test.py', config, checkpoint, '--work-dir', folder / 'test',
+        '--overwrite',
     )  # fmt: skip
-    yield 0, scores(test)[-1]
+    yield 0, scores(folder / 'test')[-1]
     if fit in TUNED:
         tuned = folder / 'tuned'
-        options = [f'{key}={value}' for key, value in TEST.items()]
+        changes = {**TEST, 'load_from': checkpoint}
+        options = [f'{key}={value}' for key, value in changes.items()]
         run(
-            'tools/train.py', lors / 'lors.py', '--work-dir', tuned,
-            '--overwrite', '--cfg-options', *options,
+            'tools/train.py', config, '--work-dir', tuned, '--overwrite',
+            '--cfg-options', *options,
         )  # fmt: skip
         for number, found in enumerate(scores(tuned)[-4:], 1):
             yield number * STEPS // 4, found
@@ -121,7 +134,8 @@ def main():
     args = parser.parse_args()
     rows = pd.read_csv(ROWS).to_dict('records') if ROWS.is_file() else []
     done = {(row['seed'], row['ranks'], row['fit']) for row in rows}
-    for seed, ranks, fit in itertools.product(args.seeds, RANKS, FITS):
+    ways = [CONTROL, *itertools.product(RANKS, FITS)]
+    for seed, (ranks, fit) in itertools.product(args.seeds, ways):
         if (seed, ranks, fit) in done:
             continue
         print(seed, ranks, fit, flush=True)
@@ -135,6 +149,12 @@ def main():
                     'AP': ap, 'AP50': ap50, 'AP75': ap75,
                 }
             )  # fmt: skip
+        rows.sort(
+            key=lambda row: (
+                row['seed'],
+                ways.index((row['ranks'], row['fit'])),
+            )
+        )
         atomic_write(ROWS, pd.DataFrame(rows).round(2).to_csv(index=False))
     marks = '<!-- bccd-uptrain -->\n', '<!-- end of bccd-uptrain -->'
     write_between_marks('docs/study.md', *marks, table(rows) + '\n')
