@@ -85,7 +85,6 @@ def factorise(dense, ranks, fit, folder):
         'tools/uptrain.py', dense, config, '--out', lors, '--overwrite',
         *FITS[fit],
     )  # fmt: skip
-    test = folder / 'test'
     return lors / 'lors.py', lors / 'lors.pth'
 
 
@@ -149,12 +148,8 @@ def main():
                     'AP': ap, 'AP50': ap50, 'AP75': ap75,
                 }
             )  # fmt: skip
-        rows.sort(
-            key=lambda row: (
-                row['seed'],
-                ways.index((row['ranks'], row['fit'])),
-            )
-        )
+        order = {way: number for number, way in enumerate(ways)}
+        rows.sort(key=lambda r: (r['seed'], order[r['ranks'], r['fit']]))
         atomic_write(ROWS, pd.DataFrame(rows).round(2).to_csv(index=False))
     marks = '<!-- bccd-uptrain -->\n', '<!-- end of bccd-uptrain -->'
     write_between_marks('docs/study.md', *marks, table(rows) + '\n')
