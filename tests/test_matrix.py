@@ -24,9 +24,7 @@ def test_every_value_is_seen() -> None:
 
 def test_range_of_torch_is_what_is_tested() -> None:
     setup = (ROOT / 'setup.py').read_text()
-    pin = re.search(
-        r'^torch==(.+)$', (ROOT / 'requirements.txt').read_text(), re.M
-    )
+    pins = (ROOT / 'requirements.txt').read_text()
     for name in ('torch', 'torchvision'):
         accepted = Requirement(re.search(rf"'({name}>=.+)',", setup)[1])
         tested = {Version(getattr(row, name)) for row in matrix.ROWS.values()}
