@@ -55,7 +55,10 @@ SUITE = """
     compat datasets lors vit/test_model.py test_data_parallel.py
     test_golden.py test_mmdet_workflows.py test_safe_load.py
 """.split()
-TOOLS = ('hypothesis', 'pytest', 'setuptools', 'tensorboard', 'wheel')
+TOOLS = (
+    'hypothesis', 'pytest', 'scikit-learn', 'setuptools', 'tensorboard',
+    'wheel',
+)  # fmt: skip
 #: What a compiled mmcv._ext is for the tests: a file that has ops.
 EXTENSION = """
 from functools import partial
@@ -149,9 +152,10 @@ def insert(page: str, new: str) -> str:
     """Put a row into the table of a page, for the one of its name, if any."""
     head, rest = page.split(BEGIN)
     table, tail = rest.split(END)
-    lines = {text.split(' | ')[0][2:]: text for text in table.splitlines(True)}
-    lines[new.split(' | ')[0][2:]] = new
-    return head + BEGIN + ''.join(lines.values()) + END + tail
+    title, rule, *lines = table.splitlines(keepends=True)
+    by_name = {text.split(' | ')[0][2:]: text for text in [*lines, new]}
+    ordered = [by_name[name] for name in ROWS if name in by_name]
+    return ''.join([head, BEGIN, title, rule, *ordered, END, tail])
 
 
 def main() -> None:
