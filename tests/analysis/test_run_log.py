@@ -2,16 +2,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from helpers.command_lines import ROOT
-from helpers.toy_runs import toy_run
-from mmengine.config import Config
-from tensorboard.backend.event_processing.event_accumulator import (
-    EventAccumulator,
-)
 
 from lors_det.analysis.run_log import plot_runs, read_starts
 from lors_det.errors import UsageError
@@ -50,23 +43,3 @@ def test_what_cannot_be_plotted(tmp_path: Path) -> None:
     write(tmp_path, '1', step(1))
     with pytest.raises(UsageError, match=r'--out .*a\.doc: .*not supported'):
         plot_runs([str(tmp_path)], tmp_path / 'a.doc')
-
-
-def test_the_tensorboard_setting_of_the_documents(tmp_path: Path) -> None:
-    text = (ROOT / 'docs' / 'analysis.md').read_text()
-    setting = re.search(r'^visualizer = .*?^\)$', text, re.M | re.S)[0]
-    base = ROOT / 'configs' / '_base_' / 'default_runtime.py'
-    config = tmp_path / 'config.py'
-    config.write_text(f'_base_ = {str(base)!r}\n{setting}\n')
-    visualizer = Config.fromfile(config).visualizer
-    visualizer.type = f'mmdet.{visualizer.type}'
-    visualizer.name = 'tensorboard'  # mmengine keeps visualizers by name
-
-    run = tmp_path / 'run'
-    toy_run(run, loop='iterations', visualizer=visualizer)
-    events = EventAccumulator(str(next(run.rglob('events.*')).parent))
-    events.Reload()
-    shown = {each.step: each.value for each in events.Scalars('loss')}
-    logged = {each['step']: each['loss'] for each in read_starts(run)[0]}
-    assert shown
-    assert shown == pytest.approx(logged, rel=1e-5)
