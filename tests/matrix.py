@@ -42,10 +42,10 @@ ROWS = {
     'oldest': Row('3.11', '2.7.1', '0.22.1', 'onedl', '1.26.*', False),
     'original': Row('3.11', '2.11.0', '0.26.0', 'openmmlab', '2.*', False),
     'compiled': Row('3.12', '2.11.0', '0.26.0', 'onedl', '2.*', True),
-    'mixed': Row('3.12', '2.7.1', '0.22.1', 'openmmlab', '1.26.*', True),
-    'newest': Row('3.13', '2.14.1', '0.29.2', 'onedl', '2.*', False),
+    'mixed': Row('3.10', '2.7.1', '0.22.1', 'openmmlab', '1.26.*', True),
+    'newest': Row('3.13', '2.14.1', '0.29.1', 'onedl', '2.*', False),
     'newest-original': Row(
-        '3.13', '2.14.1', '0.29.2', 'openmmlab', '2.*', False
+        '3.13', '2.14.1', '0.29.1', 'openmmlab', '2.*', False
     ),
 }
 #: What depends on the versions of others, and takes minutes.
