@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matrix
@@ -44,13 +45,25 @@ def test_public_runs_have_the_same_rows() -> None:
 
 
 def test_table_of_the_documents() -> None:
-    """It has every row; a new result takes the place of the old one."""
+    """It has rows in their order; a new result takes the old one's place."""
     page = matrix.TABLE.read_text()
-    lines = page.split(matrix.BEGIN)[1].split(matrix.END)[0].splitlines()
-    assert [text.split(' | ')[0][2:] for text in lines[2:]] == list(
-        matrix.ROWS
-    )
-    assert matrix.insert(page, lines[3] + '\n') == page
+    lines = page.split(matrix.BEGIN)[1].split(matrix.END)[0].splitlines()[2:]
+    names = [line.split(' | ')[0][2:] for line in lines]
+    assert names == [name for name in matrix.ROWS if name in names]
+    versions = [line.split(' | ')[1:6] for line in lines]
+    tested = [matrix.ROWS[name] for name in names]
+    for row, (python, torch, mm, numpy, _) in zip(
+        tested, versions, strict=True
+    ):
+        assert python.startswith(f'{row.python}.')
+        assert torch == f'{row.torch} / {row.torchvision}'
+        assert mm.startswith(f'{row.flavour}: ')
+        assert fnmatch(numpy, row.numpy)
+    # The ends of what setup.py accepts, and both flavours, are in the table.
+    all_torch = {row.torch for row in matrix.ROWS.values()}
+    assert {row.torch for row in tested} == all_torch
+    assert {row.flavour for row in tested} == {'onedl', 'openmmlab'}
+    assert matrix.insert(page, lines[-1] + '\n') == page
     assert matrix.insert(page, '| oldest | x |\n') == page.replace(
-        lines[2], '| oldest | x |'
+        lines[0], '| oldest | x |'
     )
