@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory on a GPU: the other parts of benchmarks.gpu."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.bench import Bench
+from benchmarks.cases import VARIANTS
+from benchmarks.checked import run_case
+from benchmarks.document import HEADER, rows
+from benchmarks.gpu_checks import Context, Row
+from lors_det.analysis import benchmark, timing
+
+#: Whole detectors: AdaMixer, LORS, LORS at AdaMixer's shape.
+DETECTORS = {
+    'dense': 'configs/adamixer/adamixer_r50_1x_coco.py',
+    'lors': 'configs/lors/lors-adamixer_r50_1x_coco.py',
+    'lors-g4': 'configs/lors/lors-adamixer_r50_4-group_1x_coco.py',
+}
+#: The same narrow ones, where the command is only tried.
+SMALL = {
+    'dense': 'configs/bccd/adamixer_mobilenetv2_bccd.py',
+    'lors': 'configs/bccd/lors-adamixer_mobilenetv2_bccd.py',
+    'lors-g4': 'configs/bccd/lors-adamixer_mobilenetv2_4-group_bccd.py',
+}
+EAGER = ('dense', 'lors', 'lors-g4', 'reference')
+GRAPHED = ('dense-graphed', 'lors-graphed', 'lors-g4-graphed')
+COMPILED = ('dense', 'dense-compiled', 'lors-compiled', 'lors-g4-compiled')
+LABEL = 'operator '
+
+
+def decoders(
+    context: Context, mode: str, batch: int, variants: tuple[str, ...]
+) -> Iterator[Row]:
+    """Compare decoders with docs/method.py, then time them side by side.
+
+    Args:
+        context: Where; without a GPU nothing is compiled or recorded.
+        mode: Of `Case`.
+        batch: Images.
+        variants: Of `Case`; ratios are against the first.
+    """
+    if not context.on_gpu:
+        variants = tuple(
+            name
+            for name in variants
+            if VARIANTS[name].way not in ('compiled', 'graphed')
+        )
+    result = run_case(
+        context.case(
+            'decoder', mode, variants, batch=batch, dtype='bfloat16',
+            rounds=20,
+        )
+    )  # fmt: skip
+    for line in rows(result):
+        seconds = result['variants'][line[0]]['seconds']
+        yield {**dict(zip(HEADER, line, strict=True)), 'seconds': seconds}
+
+
+def detectors(
+    context: Context, train: bool, batch: int, compile: bool = False
+) -> Iterator[Row]:
+    """Time whole detectors with random weights side by side, in bfloat16.
+
+    Args:
+        context: Where.
+        train: Whether losses and gradients, or predictions.
+        batch: Images.
+        compile: Whether the models are compiled, if on a GPU.
+    """
+    options = benchmark.Options(
+        batch if context.on_gpu else 2,
+        (800, 1344) if context.on_gpu else (64, 96),
+        context.device,
+        ('bfloat16',),
+        train,
+        compile and context.on_gpu,
+        repeats=10 if context.on_gpu else 2,
+    )
+    files = DETECTORS if context.on_gpu else SMALL
+    models = {
+        name: benchmark.build(name, Config.fromfile(file).model, options)
+        for name, file in files.items()
+    }
+    results = benchmark.measure(models, options)
+    first = results['dense']['seconds']
+    for name, result in results.items():
+        whole = timing.Spread.of(result['seconds'])
+        peak = result['peak_bytes']
+        line = {
+            'variant': name,
+            'time': timing.ratio(result['seconds'], first).text(),
+            'ms': whole.text(1, 1e3),
+            'images/s': f'{options.batch_size / whole.median:.1f}',
+            'peak MB': f'{peak / 1e6:.0f}',
+        }
+        parts = result['parts']
+        rounds = [map(sum, zip(*parts.values(), strict=True))] if parts else []
+        for total in map(list, rounds):
+            for part, seconds in parts.items():
+                share = timing.ratio(seconds, total)
+                line[f'{part}, % of the time'] = share.text(0, 100)
+        yield {**line, 'seconds': result['seconds']}
+
+
+class Traffic(TorchDispatchMode):
+    """Label operators for the profiler, and count the bytes they must move.
+
+    Each input read once, each output written once. A gather reads no more
+    rows than it has indices.
+
+    Attributes:
+        operators: Name and bytes of each, in the order of the labels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.operators: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator under its label."""
+        number, name = len(self.operators), str(func)
+        self.operators.append((name, 0))
+        with record_function(f'{LABEL}{number}'):
+            result = func(*args, **(kwargs or {}))
+        read = tensors((args, kwargs))
+        if name.split('.')[1] in ('copy_', 'fill_', 'zero_'):
+            read = read[1:]
+        moved = sum(map(size, tensors(result)))
+        rows = max((x.numel() for x in read if not is_float(x)), default=0)
+        for x in read:
+            is_table = 'embedding_bag' in name and is_float(x) and x.dim() == 2
+            moved += min(size(x), rows * size(x[:1])) if is_table else size(x)
+        self.operators[number] = name, moved
+        return result
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """Return the tensors in arguments or results."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def is_float(x: Tensor) -> bool:
+    """Whether a tensor holds no integers."""
+    return x.is_floating_point()
+
+
+def size(x: Tensor) -> int:
+    """Return the bytes of a tensor; what is expanded counts once."""
+    sides = zip(x.shape, x.stride(), strict=True)
+    number = x.element_size()
+    for length, step in sides:
+        number *= length if step or not length else 1
+    return number
+
+
+def bandwidth(context: Context) -> float:
+    """Measure bytes per second, read and written, of a large copy."""
+    number = 2**30 if context.on_gpu else 2**24
+    source = torch.randint(0, 9, (number,), dtype=torch.int8)
+    source = source.to(context.device)
+    target = torch.empty_like(source)
+    calls = {'copy': lambda: target.copy_(source)}
+    seconds = timing.measure(calls, rounds=9)['copy']
+    return 2 * number / timing.Spread.of(seconds).median
+
+
+def kernels(context: Context, mode: str, batch: int) -> Iterator[Row]:
+    """List the ten longest kernels of LORS, with their bandwidth's floor.
+
+    Args:
+        context: Where; on a processor operators stand for their kernels.
+        mode: Of `Case`.
+        batch: Images.
+    """
+    peak = bandwidth(context)
+    case = context.case('decoder', mode, (), batch=batch, dtype='bfloat16')
+    found = profiled(Bench.build(case, 'lors').call('eager'), context.on_gpu)
+    total = sum(seconds for seconds, _, _ in found.values())
+    longest = sorted(found.items(), key=lambda item: -item[1][0])[:10]
+    for (operator, kernel), (seconds, moved, calls) in longest:
+        yield {
+            'operator': operator,
+            'kernel': kernel[:60],
+            'calls': str(calls),
+            'ms': f'{1e3 * seconds:.3f}',
+            '% of all': f'{100 * seconds / total:.1f}',
+            'MB': f'{moved / 1e6:.1f}',
+            'time / floor': f'{seconds / max(moved / peak, 1e-12):.1f}',
+            'floor': f'at {peak / 1e12:.2f} TB/s of a copy',
+        }
+
+
+def profiled(
+    call: Callable[[], object], on_gpu: bool
+) -> Mapping[tuple[str, str], list[float]]:
+    """Profile a call.
+
+    Args:
+        call: What to run.
+        on_gpu: Whether kernels of a GPU count, or operators.
+
+    Returns:
+        By operator and the longest of its kernels: seconds, bytes, calls.
+    """
+    for _ in range(2):
+        call()
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as record, Traffic() as traffic:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+    found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 3)
+    for event in record.events() or ():
+        if not event.name.startswith(LABEL) or event.device_type.name != 'CPU':
+            continue
+        name, moved = traffic.operators[int(event.name.removeprefix(LABEL))]
+        ran = kernels_of(event) if on_gpu else [('', event.cpu_time_total)]
+        if ran:
+            seconds = sum(us for _, us in ran) / 1e6
+            key = name, max(ran, key=lambda each: each[1])[0]
+            for i, amount in enumerate((seconds, moved, 1)):
+                found[key][i] += amount
+    return found
+
+
+def kernels_of(event: Any) -> list[tuple[str, float]]:
+    """Return kernels, with microseconds, that an event has launched."""
+    own = [
+        (kernel.name, kernel.duration)
+        for kernel in event.kernels
+        if not kernel.name.startswith(LABEL)  # a label's own shadow
+    ]
+    return own + [k for child in event.cpu_children for k in kernels_of(child)]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU's command: on a processor as far as that goes, whole on a GPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import golden_checks
+
+from benchmarks import gpu, gpu_checks, gpu_speed
+from benchmarks.gpu import PARTS, Part
+from benchmarks.gpu_checks import Context, Row
+from benchmarks.gpu_speed import Traffic, kernels_of
+from lors_det.adamixer.mixing import AdaptiveMixing
+
+ROOT = Path(__file__).parents[2]
+#: Without a GPU these would repeat what others do.
+REPEATED = ('batch 16', 'compiled')
+ON_CPU = [
+    part
+    for part in PARTS
+    if 'kernels' in part.name or not part.name.endswith(REPEATED)
+]
+NEEDS_CUDA = {'No wait for the device', 'CUDA graph'}
+
+
+def context(device: str = 'cpu') -> Context:
+    return Context(device, time.monotonic() + 600)
+
+
+@pytest.fixture
+def _few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module and its gradients; tests/test_golden.py compares the rest."""
+    found = [
+        (path, check)
+        for path, check in golden_checks.checks()
+        if path.stem == 'mixing_lors'
+    ]
+    monkeypatch.setattr(golden_checks, 'checks', lambda: found)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('small_decoders', '_few_files')
+@pytest.mark.parametrize('part', ON_CPU, ids=lambda part: part.name)
+def test_on_a_processor(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = list(part.run(context()))
+    assert rows
+    for row in rows:
+        if part.name in NEEDS_CUDA:
+            assert row['result'] == 'not run: no CUDA device'
+        elif part.has_to_pass:
+            assert row['result'] == 'passed', row
+        elif 'kernels' in part.name:
+            assert float(row['time / floor']) > 0
+        else:
+            assert len(row['seconds']) == 2
+    if not part.has_to_pass and 'kernels' not in part.name:
+        assert rows[0]['variant'] == 'dense'
+        assert rows[0]['time'] == '1.00'
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('part', PARTS, ids=lambda part: part.name)
+def test_on_a_gpu(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = list(part.run(context('cuda')))
+    assert rows
+    assert {row.get('result', 'passed') for row in rows} == {'passed'}
+
+
+@pytest.mark.usefixtures('_few_files')
+def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that lacks a part, in a forward that is right."""
+    forward = AdaptiveMixing.forward
+    monkeypatch.setattr(
+        AdaptiveMixing,
+        'forward',
+        lambda self, sampled, content, stage: forward(
+            self, (sampled + sampled.detach()) / 2, content, stage
+        ),
+    )
+    for row in gpu_checks.golden(context()):
+        assert row['result'] == 'failed'
+        assert row['found'].startswith('gradients beyond')
+
+
+def fails(context: Context) -> Iterator[Row]:
+    yield {'what': 'first', 'result': 'passed', 'found': ''}
+    raise RuntimeError('out of memory')
+
+
+def passes(context: Context) -> Iterator[Row]:
+    yield gpu_checks.row('second', lambda: 'equal')
+    yield gpu_checks.row('third', lambda: context.need_gpu() or '')
+
+
+@pytest.mark.parametrize('has_to_pass', [False, True])
+def test_the_command(
+    has_to_pass: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It goes on after an error, and leaves out what does not fit."""
+    parts = (
+        Part('Broken', fails, 1, has_to_pass),
+        Part('Whole', passes, 1, True),
+        Part('Long', passes, 600, True),
+    )
+    monkeypatch.setattr(gpu, 'PARTS', parts)
+    command = ['--device', 'cpu', '--minutes', '1', '--out', str(tmp_path)]
+    if has_to_pass:
+        with pytest.raises(SystemExit, match='error: failed: Broken$'):
+            gpu.main(command)
+    else:
+        gpu.main(command)
+    data = json.loads((tmp_path / 'gpu.json').read_text())
+    found = [[r['result'] for r in part['rows']] for part in data['parts']]
+    assert found[0] == ['passed', 'failed']
+    assert found[1] == ['passed', 'not run: no CUDA device']
+    assert found[2][0].startswith('left out: ')
+    text = (tmp_path / 'gpu.md').read_text()
+    assert 'RuntimeError' not in text
+    assert 'out of memory' in text
+    assert torch.__version__ in data['machine']
+    assert text in capsys.readouterr().out
+
+
+def test_results_are_written_after_each_part(tmp_path: Path) -> None:
+    def stops(context: Context) -> Iterator[Row]:
+        raise KeyboardInterrupt
+        yield
+
+    parts = Part('Whole', passes, 1), Part('Stopped', stops, 1)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run(parts, context(), tmp_path)
+    (part,) = json.loads((tmp_path / 'gpu.json').read_text())['parts']
+    assert part['name'] == 'Whole'
+
+
+def test_no_such_device(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match='error: --device tpu: is not there'):
+        gpu.main(['--device', 'tpu', '--out', str(tmp_path)])
+
+
+def moved(call: Any) -> int:
+    with Traffic() as traffic:
+        call()
+    return sum(number for _, number in traffic.operators)
+
+
+def test_bytes() -> None:
+    a, b = torch.rand(3, 4), torch.rand(4, 5)
+    assert moved(lambda: a @ b) == 4 * (12 + 20 + 15)
+    assert moved(lambda: b.copy_(torch.ones(()))) == 4 * (20 + 1) + 4
+    wide = torch.rand(3, 1).expand(3, 4)
+    assert moved(lambda: a + wide) == 4 * (12 + 3 + 12)
+    # Of a table of 100 rows no more is read than the six that are asked for.
+    index = torch.arange(6).view(2, 3)
+    weights = torch.rand(2, 3)
+    table = torch.rand(100, 8)
+    number = moved(
+        lambda: F.embedding_bag(
+            index, table, per_sample_weights=weights, mode='sum'
+        )
+    )
+    assert 4 * 6 * 8 < number < 4 * 100 * 8
+
+
+def test_kernels_of_a_label() -> None:
+    """Those of the operators below it too; its own shadow is none."""
+
+    def event(kernels: dict[str, float], *children: Any) -> Any:
+        return SimpleNamespace(
+            kernels=[
+                SimpleNamespace(name=name, duration=us)
+                for name, us in kernels.items()
+            ],
+            cpu_children=children,
+        )
+
+    label = event(
+        {f'{gpu_speed.LABEL}3': 9.0},
+        event({'gemm': 5.0}, event({'memset': 1.0})),
+    )
+    assert kernels_of(label) == [('gemm', 5.0), ('memset', 1.0)]
