@@ -39,6 +39,11 @@ COMPILED = ('dense', 'dense-compiled', 'lors-compiled', 'lors-g4-compiled')
 LABEL = 'operator '
 
 
+def dtype_of(context: Context) -> str:
+    """Return the type that is timed: processors may lack bfloat16."""
+    return 'bfloat16' if context.on_gpu else 'float32'
+
+
 def decoders(
     context: Context, mode: str, batch: int, variants: tuple[str, ...]
 ) -> Iterator[Row]:
@@ -58,7 +63,7 @@ def decoders(
         )
     result = run_case(
         context.case(
-            'decoder', mode, variants, batch=batch, dtype='bfloat16',
+            'decoder', mode, variants, batch=batch, dtype=dtype_of(context),
             rounds=20,
         )
     )  # fmt: skip
@@ -82,7 +87,7 @@ def detectors(
         batch if context.on_gpu else 2,
         (800, 1344) if context.on_gpu else (64, 96),
         context.device,
-        ('bfloat16',),
+        (dtype_of(context),),
         train,
         compile and context.on_gpu,
         repeats=10 if context.on_gpu else 2,
@@ -186,7 +191,9 @@ def kernels(context: Context, mode: str, batch: int) -> Iterator[Row]:
         batch: Images.
     """
     peak = bandwidth(context)
-    case = context.case('decoder', mode, (), batch=batch, dtype='bfloat16')
+    case = context.case(
+        'decoder', mode, (), batch=batch, dtype=dtype_of(context)
+    )
     found = profiled(Bench.build(case, 'lors').call('eager'), context.on_gpu)
     total = sum(seconds for seconds, _, _ in found.values())
     longest = sorted(found.items(), key=lambda item: -item[1][0])[:10]

@@ -119,7 +119,7 @@ def test_the_command(
     monkeypatch.setattr(gpu, 'PARTS', parts)
     command = ['--device', 'cpu', '--minutes', '1', '--out', str(tmp_path)]
     if has_to_pass:
-        with pytest.raises(SystemExit, match='error: failed: Broken$'):
+        with pytest.raises(SystemExit, match=r'error: failed: Broken$'):
             gpu.main(command)
     else:
         gpu.main(command)
