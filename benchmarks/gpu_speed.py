@@ -93,10 +93,12 @@ def detectors(
         repeats=10 if context.on_gpu else 2,
     )
     files = DETECTORS if context.on_gpu else SMALL
-    models = {
-        name: benchmark.build(name, Config.fromfile(file).model, options)
-        for name, file in files.items()
-    }
+    models = {}
+    for name, file in files.items():
+        cfg = Config.fromfile(file).model
+        if not context.on_gpu:
+            cfg.decoder.num_stages = 1
+        models[name] = benchmark.build(name, cfg, options)
     results = benchmark.measure(models, options)
     first = results['dense']['seconds']
     for name, result in results.items():
@@ -227,7 +229,10 @@ def profiled(
     activities = [ProfilerActivity.CPU]
     if on_gpu:
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as record, Traffic() as traffic:
+    with (
+        profile(activities=activities, acc_events=True) as record,
+        Traffic() as traffic,
+    ):
         call()
         if on_gpu:
             torch.cuda.synchronize()
