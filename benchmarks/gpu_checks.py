@@ -271,7 +271,7 @@ def amp(context: Context) -> Iterator[Row]:
     """Train the demo in mixed precision, with a scaler of the loss."""
     dtype = 'float16' if context.on_gpu else 'bfloat16'
     what = f'the demo, --amp {dtype}'
-    command = [sys.executable, 'tools/train.py']
+    command = [sys.executable, 'tools/train.py', DEMO]
     steps = 100 if context.on_gpu else 2
     yield row(what, partial(_train, context, command, dtype, steps))
 
@@ -280,7 +280,7 @@ def launcher(context: Context) -> Iterator[Row]:
     """Train the demo in one process of the launcher."""
     backend = 'nccl' if context.on_gpu else 'gloo'
     what = f'the demo, --amp bfloat16, {backend}'
-    command = ['bash', 'tools/dist_train.sh']
+    command = ['bash', 'tools/dist_train.sh', DEMO, '1']
     steps = 100 if context.on_gpu else 1
     yield row(what, partial(_train, context, command, 'bfloat16', steps))
 
@@ -301,22 +301,24 @@ def _train(
             'train_dataloader.persistent_workers=False',
             'train_dataloader.dataset.pipeline.2.scale=(64,48)',
         ]
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+    with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-        free.close()
-        gpus = ['1'] if command[0] == 'bash' else []
+    path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = {
+        'PYTHON': sys.executable, 'PYTHONPATH': os.pathsep.join(path),
+        'PORT': str(port), 'MAX_RESTARTS': '0',
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [*command, DEMO, *gpus, '--amp', dtype, '--work-dir', folder,
-             '--cfg-options', *options],
-            cwd=ROOT, capture_output=True, text=True,
-            timeout=max(1.0, context.left()),
-            env={**os.environ, 'PYTHON': sys.executable, 'PORT': str(port),
-                 'PYTHONPATH': str(ROOT), 'MAX_RESTARTS': '0'},
+            [*command, '--amp', dtype, '--work-dir', folder, '--cfg-options',
+             *options],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True,
+            text=True, timeout=max(1.0, context.left()),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-300:]
         losses = [each['loss'] for each in read_starts(Path(folder))[-1]]
-        checkpoint = Path(Path(folder, 'last_checkpoint').read_text())
+        checkpoint = Path(folder, 'last_checkpoint').read_text()
         state = torch.load(checkpoint, weights_only=False)['optimizer']
     scale = float(state['loss_scaler']['scale'])
     assert len(losses) == steps, f'{len(losses)} steps of {steps}'

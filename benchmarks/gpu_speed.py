@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -102,22 +103,20 @@ def detectors(
     results = benchmark.measure(models, options)
     first = results['dense']['seconds']
     for name, result in results.items():
-        whole = timing.Spread.of(result['seconds'])
-        peak = result['peak_bytes']
+        seconds, peak = result['seconds'], result['peak_bytes']
+        whole = timing.Spread.of(seconds)
         line = {
             'variant': name,
-            'time': timing.ratio(result['seconds'], first).text(),
+            'time': timing.ratio(seconds, first).text(),
             'ms': whole.text(1, 1e3),
             'images/s': f'{options.batch_size / whole.median:.1f}',
             'peak MB': f'{peak / 1e6:.0f}',
         }
         parts = result['parts']
-        rounds = [map(sum, zip(*parts.values(), strict=True))] if parts else []
-        for total in map(list, rounds):
-            for part, seconds in parts.items():
-                share = timing.ratio(seconds, total)
-                line[f'{part}, % of the time'] = share.text(0, 100)
-        yield {**line, 'seconds': result['seconds']}
+        total = [sum(each) for each in zip(*parts.values(), strict=True)]
+        for part, each in parts.items():
+            line[f'{part}, %'] = timing.ratio(each, total).text(0, 100)
+        yield {**line, 'seconds': seconds}
 
 
 class Traffic(TorchDispatchMode):
@@ -145,11 +144,14 @@ class Traffic(TorchDispatchMode):
         read = tensors((args, kwargs))
         if name.split('.')[1] in ('copy_', 'fill_', 'zero_'):
             read = read[1:]
-        moved = sum(map(size, tensors(result)))
-        rows = max((x.numel() for x in read if not is_float(x)), default=0)
+        moved = sum(map(num_bytes, tensors(result)))
+        indices = [x.numel() for x in read if not x.is_floating_point()]
         for x in read:
-            is_table = 'embedding_bag' in name and is_float(x) and x.dim() == 2
-            moved += min(size(x), rows * size(x[:1])) if is_table else size(x)
+            is_table = 'embedding_bag' in name and x.dim() == 2
+            once = num_bytes(x)
+            if is_table and x.is_floating_point():
+                once = min(once, max(indices) * num_bytes(x[:1]))
+            moved += once
         self.operators[number] = name, moved
         return result
 
@@ -159,56 +161,47 @@ def tensors(values: Any) -> list[Tensor]:
     return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
-def is_float(x: Tensor) -> bool:
-    """Whether a tensor holds no integers."""
-    return x.is_floating_point()
-
-
-def size(x: Tensor) -> int:
+def num_bytes(x: Tensor) -> int:
     """Return the bytes of a tensor; what is expanded counts once."""
     sides = zip(x.shape, x.stride(), strict=True)
-    number = x.element_size()
-    for length, step in sides:
-        number *= length if step or not length else 1
-    return number
-
-
-def bandwidth(context: Context) -> float:
-    """Measure bytes per second, read and written, of a large copy."""
-    number = 2**30 if context.on_gpu else 2**24
-    source = torch.randint(0, 9, (number,), dtype=torch.int8)
-    source = source.to(context.device)
-    target = torch.empty_like(source)
-    calls = {'copy': lambda: target.copy_(source)}
-    seconds = timing.measure(calls, rounds=9)['copy']
-    return 2 * number / timing.Spread.of(seconds).median
+    own = [length for length, step in sides if step or not length]
+    return math.prod(own) * x.element_size()
 
 
 def kernels(context: Context, mode: str, batch: int) -> Iterator[Row]:
-    """List the ten longest kernels of LORS, with their bandwidth's floor.
+    """List the ten longest kernels of LORS; first a copy, the floor.
 
     Args:
         context: Where; on a processor operators stand for their kernels.
         mode: Of `Case`.
         batch: Images.
     """
-    peak = bandwidth(context)
+    size = 2**30 if context.on_gpu else 2**24
+    source = torch.randint(9, (size,), dtype=torch.int8, device=context.device)
+    target = torch.empty_like(source)
+    copies = timing.measure({'': lambda: target.copy_(source)}, rounds=9)['']
+    copy = timing.Spread.of(copies).median  # reads and writes
     case = context.case(
         'decoder', mode, (), batch=batch, dtype=dtype_of(context)
     )
-    found = profiled(Bench.build(case, 'lors').call('eager'), context.on_gpu)
+    call = Bench.build(case, 'lors').call('eager')
+    found = profiled(call, context.on_gpu)
     total = sum(seconds for seconds, _, _ in found.values())
     longest = sorted(found.items(), key=lambda item: -item[1][0])[:10]
-    for (operator, kernel), (seconds, moved, calls) in longest:
+    lines = [(*key, *numbers) for key, numbers in longest]
+    for operator, kernel, seconds, moved, calls in [
+        ('copy', '', copy, 2 * size, 1), *lines
+    ]:  # fmt: skip
+        floor = copy * moved / (2 * size)
+        is_copy = operator == 'copy'
         yield {
             'operator': operator,
             'kernel': kernel[:60],
-            'calls': str(calls),
+            'calls': f'{calls:.0f}',
             'ms': f'{1e3 * seconds:.3f}',
-            '% of all': f'{100 * seconds / total:.1f}',
+            '% of all': '' if is_copy else f'{100 * seconds / total:.1f}',
             'MB': f'{moved / 1e6:.1f}',
-            'time / floor': f'{seconds / max(moved / peak, 1e-12):.1f}',
-            'floor': f'at {peak / 1e12:.2f} TB/s of a copy',
+            'time / floor': f'{seconds / floor:.1f}' if moved else '',
         }
 
 
