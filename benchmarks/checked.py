@@ -113,7 +113,8 @@ def compare(
     if found.keys() != expected.keys():
         missing = sorted(found.keys() ^ expected.keys())
         raise WrongResult(f'{name}: only one of two has {missing}')
-    outputs, gradients = {}, {}
+    outputs: dict[str, float] = {}
+    gradients: dict[str, float] = {}
     for what, exact in expected.items():
         difference = (found[what].double() - exact).norm()
         error = float(difference / exact.norm().clamp(min=1e-30))

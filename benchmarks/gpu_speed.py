@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -119,6 +118,24 @@ def detectors(
         yield {**line, 'seconds': seconds}
 
 
+class Kernel(NamedTuple):
+    """All calls of an operator that ran the same kernel longest.
+
+    Args:
+        operator: Its name.
+        name: That of the kernel; empty on a processor.
+        seconds: Of all kernels of these calls.
+        moved: Bytes that they must move.
+        calls: Their number.
+    """
+
+    operator: str
+    name: str
+    seconds: float
+    moved: int
+    calls: int
+
+
 class Traffic(TorchDispatchMode):
     """Label operators for the profiler, and count the bytes they must move.
 
@@ -184,30 +201,23 @@ def kernels(context: Context, mode: str, batch: int) -> Iterator[Row]:
     case = context.case(
         'decoder', mode, (), batch=batch, dtype=dtype_of(context)
     )
-    call = Bench.build(case, 'lors').call('eager')
-    found = profiled(call, context.on_gpu)
-    total = sum(seconds for seconds, _, _ in found.values())
-    longest = sorted(found.items(), key=lambda item: -item[1][0])[:10]
-    lines = [(*key, *numbers) for key, numbers in longest]
-    for operator, kernel, seconds, moved, calls in [
-        ('copy', '', copy, 2 * size, 1), *lines
-    ]:  # fmt: skip
-        floor = copy * moved / (2 * size)
-        is_copy = operator == 'copy'
+    ran = profiled(Bench.build(case, 'lors').call('eager'), context.on_gpu)
+    total = sum(kernel.seconds for kernel in ran)
+    for kernel in [Kernel('copy', '', copy, 2 * size, 1), *ran[:10]]:
+        share = 0 if kernel.operator == 'copy' else kernel.seconds / total
+        floor = copy * kernel.moved / (2 * size)
         yield {
-            'operator': operator,
-            'kernel': kernel[:60],
-            'calls': f'{calls:.0f}',
-            'ms': f'{1e3 * seconds:.3f}',
-            '% of all': '' if is_copy else f'{100 * seconds / total:.1f}',
-            'MB': f'{moved / 1e6:.1f}',
-            'time / floor': f'{seconds / floor:.1f}' if moved else '',
+            'operator': kernel.operator,
+            'kernel': kernel.name[:60],
+            'calls': str(kernel.calls),
+            'ms': f'{1e3 * kernel.seconds:.3f}',
+            '% of all': f'{100 * share:.1f}' if share else '',
+            'MB': f'{kernel.moved / 1e6:.1f}',
+            'time / floor': f'{kernel.seconds / floor:.1f}' if floor else '',
         }
 
 
-def profiled(
-    call: Callable[[], object], on_gpu: bool
-) -> Mapping[tuple[str, str], list[float]]:
+def profiled(call: Callable[[], object], on_gpu: bool) -> list[Kernel]:
     """Profile a call.
 
     Args:
@@ -215,7 +225,7 @@ def profiled(
         on_gpu: Whether kernels of a GPU count, or operators.
 
     Returns:
-        By operator and the longest of its kernels: seconds, bytes, calls.
+        All kernels, the longest first.
     """
     for _ in range(2):
         call()
@@ -229,18 +239,21 @@ def profiled(
         call()
         if on_gpu:
             torch.cuda.synchronize()
-    found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 3)
+    found: dict[tuple[str, str], Kernel] = {}
     for event in record.events() or ():
         if not event.name.startswith(LABEL) or event.device_type.name != 'CPU':
             continue
         name, moved = traffic.operators[int(event.name.removeprefix(LABEL))]
         ran = kernels_of(event) if on_gpu else [('', event.cpu_time_total)]
         if ran:
-            seconds = sum(us for _, us in ran) / 1e6
             key = name, max(ran, key=lambda each: each[1])[0]
-            for i, amount in enumerate((seconds, moved, 1)):
-                found[key][i] += amount
-    return found
+            seconds = sum(us for _, us in ran) / 1e6
+            last = found.get(key, Kernel(*key, 0.0, 0, 0))
+            found[key] = Kernel(
+                *key, last.seconds + seconds, last.moved + moved,
+                last.calls + 1,
+            )  # fmt: skip
+    return sorted(found.values(), key=lambda kernel: -kernel.seconds)
 
 
 def kernels_of(event: Any) -> list[tuple[str, float]]:

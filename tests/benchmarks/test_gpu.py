@@ -19,6 +19,7 @@ from benchmarks import gpu, gpu_checks, gpu_speed
 from benchmarks.gpu import PARTS, Part
 from benchmarks.gpu_checks import Context, Row
 from benchmarks.gpu_speed import Traffic, kernels_of
+from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,46 @@ def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in gpu_checks.golden(context()):
         assert row['result'] == 'failed'
         assert row['found'].startswith('gradients beyond')
+
+
+@pytest.mark.parametrize('is_stale', [False, True])
+def test_a_graph_reads_its_inputs_anew(
+    is_stale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the graph; one that ignores new images is found."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Context, 'need_gpu', lambda self: None)
+
+    def graphed(run: Any) -> Any:
+        recorded = run()
+        return lambda: recorded if is_stale else run()
+
+    monkeypatch.setattr(gpu_checks, 'graphed', graphed)
+    (row,) = gpu_checks.graph(context())
+    assert row['result'] == ('failed' if is_stale else 'passed'), row
+
+
+@pytest.mark.usefixtures('small_decoders')
+def test_torch_refuses_to_wait_for_the_decoder_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for torch's mode: set around one call, and taken back."""
+    modes: list[str] = []
+    monkeypatch.setattr(Context, 'need_gpu', lambda self: None)
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+    forward, seen = AdaMixerDecoder.forward, list[str]()
+
+    def waits(self: AdaMixerDecoder, *args: Any) -> Any:
+        seen.append(modes[-1] if modes else 'default')
+        if seen[-1] == 'error':
+            raise RuntimeError('called a synchronizing CUDA operation')
+        return forward(self, *args)
+
+    monkeypatch.setattr(AdaMixerDecoder, 'forward', waits)
+    rows = list(gpu_checks.synchronisation(context()))
+    assert {row['result'] for row in rows} == {'failed'}
+    assert seen == ['default', 'error'] * len(rows)
+    assert modes == ['error', 'default'] * len(rows)
 
 
 def fails(context: Context) -> Iterator[Row]:
