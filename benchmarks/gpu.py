@@ -173,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog='python -m benchmarks.gpu', description=__doc__
     )
     parser.add_argument('--minutes', type=float, default=8)
-    parser.add_argument('--out', type=Path, required=True, metavar='DIR')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/gpu'), metavar='DIR'
+    )
     parser.add_argument(
         '--device',
         default='cuda',
