@@ -78,7 +78,7 @@ def check_options(
             if not isinstance(node, Mapping) or name == '_delete_':
                 break
             if read and name not in read and name not in node:
-                near = suggest(name, (*read, *node))
+                near = _elsewhere(cfg, name) or suggest(name, (*read, *node))
                 raise UsageError(f'{what}: nothing reads {name!r}{near}')
             if not parent and name not in read:
                 raise UsageError(f'{what}: {_where_used(cfg, name)}')
@@ -87,6 +87,13 @@ def check_options(
             kind = _kind_expected(option, value, part)
             if kind:
                 raise UsageError(f'{what}: expected {kind}')
+
+
+def _elsewhere(cfg: Mapping[str, Any], name: str) -> str:
+    """Say where else in the config a key of this name is."""
+    paths = (path for path, _ in walk_config(dict(cfg)))
+    found = ['.'.join(path) for path in paths if path[-1:] == (name,)]
+    return f'; there is {", ".join(found[:3])}' if found else ''
 
 
 def _where_used(cfg: Mapping[str, Any], variable: str) -> str:

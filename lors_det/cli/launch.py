@@ -159,8 +159,8 @@ def _join_processes(backend: str) -> None:
 class _FirstBatch(Hook):
     """Lets the console begin, and tells when it has proved to work.
 
-    That is when a second iteration begins: what comes after the first may
-    fail by a wrong setting too.
+    That is when a second iteration begins, and for validation when it has
+    ended once: what comes after a batch may fail by a wrong setting too.
 
     Args:
         errors: What is told.
@@ -169,6 +169,7 @@ class _FirstBatch(Hook):
     def __init__(self, errors: OneLineErrors) -> None:
         self.errors = errors
         self.iterations = 0
+        self.has_validated = False
 
     def before_train(self, runner: ConsoleRunner) -> None:
         runner.begin(in_training=True)
@@ -181,3 +182,11 @@ class _FirstBatch(Hook):
         self.iterations += 1
 
     before_test_iter = before_train_iter
+
+    def before_val_epoch(self, runner: ConsoleRunner) -> None:
+        self.errors.loop = 'val'
+        self.errors.first_batch_done = self.has_validated
+
+    def after_val_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.errors.loop = 'train'
+        self.errors.first_batch_done = self.has_validated = True
