@@ -24,7 +24,7 @@ import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from benchmarks import gpu_checks as checks
 from benchmarks import gpu_speed as speed
 from benchmarks.document import machine
-from benchmarks.gpu_checks import Context, Row
+from benchmarks.gpu_checks import Context, NotRun, Row
 from lors_det.analysis.tables import markdown_table
 from lors_det.errors import UsageError, one_line
 from lors_det.files import atomic_write
@@ -47,27 +47,23 @@ class Part(NamedTuple):
     has_to_pass: bool = False
 
 
-def _decoders(mode: str, batch: int, ways: str, seconds: int) -> Part:
-    variants = {
-        'eager and graphed': speed.EAGER + speed.GRAPHED,
-        'compiled': speed.COMPILED,
-    }[ways]
-    return Part(
-        f'Decoder, {mode}, batch {batch}, {ways}',
-        partial(speed.decoders, mode=mode, batch=batch, variants=variants),
-        seconds,
-    )
+def _decoders(mode: str, batch: int, way: str, seconds: int) -> Part:
+    run = partial(speed.decoders, mode=mode, batch=batch, way=way)
+    return Part(f'Decoder, {mode}, batch {batch}, {way}', run, seconds)
 
 
 def _detectors(
-    train: bool, batch: int, seconds: int, compile: bool = False
+    mode: str, batch: int, seconds: int, compile: bool = False
 ) -> Part:
-    words = [
-        'Detector', 'training step' if train else 'predicting',
-        f'batch {batch}', *(['compiled'] if compile else []),
-    ]  # fmt: skip
+    train = mode == 'train'
     run = partial(speed.detectors, train=train, batch=batch, compile=compile)
-    return Part(', '.join(words), run, seconds)
+    way = 'compiled' if compile else 'eager'
+    return Part(f'Detector, {mode}, batch {batch}, {way}', run, seconds)
+
+
+def _kernels(mode: str, batch: int, seconds: int) -> Part:
+    run = partial(speed.kernels, mode=mode, batch=batch)
+    return Part(f'Kernels, decoder, {mode}, batch {batch}', run, seconds)
 
 
 PARTS = (
@@ -78,30 +74,26 @@ PARTS = (
     Part('Mixed precision with a scaler', checks.amp, 40, True),
     Part('Launcher', checks.launcher, 40, True),
     Part('compile=True', checks.compiled, 60, True),
-    _decoders('forward', 1, 'eager and graphed', 20),
-    _decoders('train', 2, 'eager and graphed', 20),
-    _detectors(True, 2, 20),
-    _detectors(False, 1, 15),
-    _decoders('train', 16, 'eager and graphed', 30),
-    _decoders('forward', 16, 'eager and graphed', 20),
-    _detectors(True, 16, 30),
-    _detectors(False, 16, 20),
-    Part(
-        'Longest kernels, decoder, train, batch 16',
-        partial(speed.kernels, mode='train', batch=16),
-        15,
-    ),
-    Part(
-        'Longest kernels, decoder, forward, batch 1',
-        partial(speed.kernels, mode='forward', batch=1),
-        10,
-    ),
+    _decoders('forward', 1, 'eager', 15),
+    _decoders('train', 2, 'eager', 15),
+    _detectors('train', 2, 20),
+    _detectors('forward', 1, 15),
+    _decoders('train', 16, 'eager', 20),
+    _decoders('forward', 16, 'eager', 20),
+    _detectors('train', 16, 30),
+    _detectors('forward', 16, 20),
+    _kernels('train', 16, 15),
+    _kernels('forward', 1, 10),
+    _decoders('forward', 1, 'graphed', 15),
+    _decoders('train', 2, 'graphed', 15),
+    _decoders('forward', 16, 'graphed', 20),
+    _decoders('train', 16, 'graphed', 20),
     _decoders('forward', 1, 'compiled', 60),
     _decoders('train', 2, 'compiled', 90),
     _decoders('forward', 16, 'compiled', 60),
     _decoders('train', 16, 'compiled', 90),
-    _detectors(False, 1, 90, compile=True),
-    _detectors(True, 16, 120, compile=True),
+    _detectors('forward', 1, 90, compile=True),
+    _detectors('train', 16, 120, compile=True),
 )
 
 
@@ -129,6 +121,8 @@ def run(
             try:
                 for row in part.run(context):
                     rows.append(row)
+            except NotRun as error:
+                rows.append({'result': f'not run: {error}'})
             except Exception as error:
                 traceback.print_exc()
                 rows.append({'result': 'failed', 'found': one_line(error)})

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench import Bench
-from benchmarks.cases import VARIANTS
 from benchmarks.checked import run_case
 from benchmarks.document import HEADER, rows
 from benchmarks.gpu_checks import Context, Row
@@ -33,9 +32,14 @@ SMALL = {
     'lors': 'configs/bccd/lors-adamixer_mobilenetv2_bccd.py',
     'lors-g4': 'configs/bccd/lors-adamixer_mobilenetv2_4-group_bccd.py',
 }
-EAGER = ('dense', 'lors', 'lors-g4', 'reference')
-GRAPHED = ('dense-graphed', 'lors-graphed', 'lors-g4-graphed')
-COMPILED = ('dense', 'dense-compiled', 'lors-compiled', 'lors-g4-compiled')
+#: What is compared, by the way it is run; ratios are against the first.
+VARIANTS = {
+    'eager': ('dense', 'lors', 'lors-g4', 'reference'),
+    'graphed': ('dense', 'dense-graphed', 'lors-graphed', 'lors-g4-graphed'),
+    'compiled': (
+        'dense', 'dense-compiled', 'lors-compiled', 'lors-g4-compiled'
+    ),
+}  # fmt: skip
 LABEL = 'operator '
 
 
@@ -45,26 +49,22 @@ def dtype_of(context: Context) -> str:
 
 
 def decoders(
-    context: Context, mode: str, batch: int, variants: tuple[str, ...]
+    context: Context, mode: str, batch: int, way: str
 ) -> Iterator[Row]:
     """Compare decoders with docs/method.py, then time them side by side.
 
     Args:
-        context: Where; without a GPU nothing is compiled or recorded.
+        context: Where.
         mode: Of `Case`.
         batch: Images.
-        variants: Of `Case`; ratios are against the first.
+        way: A key of `VARIANTS`; on a processor only ``eager``.
     """
-    if not context.on_gpu:
-        variants = tuple(
-            name
-            for name in variants
-            if VARIANTS[name].way not in ('compiled', 'graphed')
-        )
+    if way != 'eager':
+        context.need_gpu()
     result = run_case(
         context.case(
-            'decoder', mode, variants, batch=batch, dtype=dtype_of(context),
-            rounds=20,
+            'decoder', mode, VARIANTS[way], batch=batch,
+            dtype=dtype_of(context), rounds=20,
         )
     )  # fmt: skip
     for line in rows(result):
@@ -81,15 +81,17 @@ def detectors(
         context: Where.
         train: Whether losses and gradients, or predictions.
         batch: Images.
-        compile: Whether the models are compiled, if on a GPU.
+        compile: Whether the models are compiled; only on a GPU.
     """
+    if compile:
+        context.need_gpu()
     options = benchmark.Options(
         batch if context.on_gpu else 2,
         (800, 1344) if context.on_gpu else (64, 96),
         context.device,
         (dtype_of(context),),
         train,
-        compile and context.on_gpu,
+        compile,
         repeats=10 if context.on_gpu else 2,
     )
     files = DETECTORS if context.on_gpu else SMALL

@@ -23,14 +23,9 @@ from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
 
 ROOT = Path(__file__).parents[2]
-#: Without a GPU these would repeat what others do.
-REPEATED = ('batch 16', ', compiled')
-ON_CPU = [
-    part
-    for part in PARTS
-    if 'kernels' in part.name or not any(x in part.name for x in REPEATED)
-]
-NEEDS_CUDA = {'No wait for the device', 'CUDA graph'}
+#: The others of batch 16 would be the same on a processor.
+ON_CPU = [x for x in PARTS if 'batch 16' not in x.name or 'Kern' in x.name]
+NEEDS_CUDA = ('device', 'graph', 'graphed', 'compiled')
 
 
 def context(device: str = 'cpu') -> Context:
@@ -51,31 +46,31 @@ def _few_files(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures('small_decoders', '_few_files')
 @pytest.mark.parametrize('part', ON_CPU, ids=lambda part: part.name)
-def test_on_a_processor(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_processor(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    rows = list(part.run(context()))
-    assert rows
-    for row in rows:
-        if part.name in NEEDS_CUDA:
-            assert row['result'] == 'not run: no CUDA device'
-        elif part.has_to_pass:
-            assert row['result'] == 'passed', row
-        elif 'kernels' in part.name:
-            assert float(row['time / floor']) > 0
-        else:
-            assert len(row['seconds']) == 2
-    if not part.has_to_pass and 'kernels' not in part.name:
-        assert rows[0]['variant'] == 'dense'
-        assert rows[0]['time'] == '1.00'
+    (found,) = gpu.run([part], context(), tmp_path)
+    results = {row.get('result') for row in found['rows']}
+    if part.name.endswith(NEEDS_CUDA):
+        assert results == {'not run: no CUDA device'}
+    elif part.has_to_pass:
+        assert results == {'passed'}
+    elif part.name.startswith('Kernels'):
+        assert all(float(row['time / floor']) > 0 for row in found['rows'])
+    else:
+        assert found['rows'][0]['variant'] == 'dense'
+        assert all(len(row['seconds']) == 2 for row in found['rows'])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('part', PARTS, ids=lambda part: part.name)
-def test_on_a_gpu(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    rows = list(part.run(context('cuda')))
-    assert rows
-    assert {row.get('result', 'passed') for row in rows} == {'passed'}
+    (found,) = gpu.run([part], context('cuda'), tmp_path)
+    assert {x.get('result', 'passed') for x in found['rows']} == {'passed'}
 
 
 @pytest.mark.usefixtures('_few_files')
