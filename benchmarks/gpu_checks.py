@@ -44,7 +44,7 @@ Row = dict[str, Any]
 #: What replaces sizes on a processor, where the command is only tried.
 SMALL = {
     'batch': 2, 'queries': 5, 'stages': 2, 'rank': 2, 'num_param_groups': 1,
-    'image_size': (64, 96), 'rounds': 2,
+    'image_size': (64, 96), 'rounds': 1,
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def detectors(
         (dtype_of(context),),
         train,
         compile,
-        repeats=10 if context.on_gpu else 2,
+        repeats=10 if context.on_gpu else 1,
     )
     files = DETECTORS if context.on_gpu else SMALL
     models = {}

@@ -23,8 +23,14 @@ from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
 
 ROOT = Path(__file__).parents[2]
-#: The others of batch 16 would be the same on a processor.
-ON_CPU = [x for x in PARTS if 'batch 16' not in x.name or 'Kern' in x.name]
+#: On a processor the others would do the same again: batches are small there,
+#: and the launcher's training is that in mixed precision.
+ON_CPU = [
+    part
+    for part in PARTS
+    if part.name != 'Mixed precision with a scaler'
+    and ('batch 16' not in part.name or part.name.startswith('Kernels'))
+]
 NEEDS_CUDA = ('device', 'graph', 'graphed', 'compiled')
 
 
@@ -60,7 +66,7 @@ def test_on_a_processor(
         assert all(float(row['time / floor']) > 0 for row in found['rows'])
     else:
         assert found['rows'][0]['variant'] == 'dense'
-        assert all(len(row['seconds']) == 2 for row in found['rows'])
+        assert all(min(row['seconds']) > 0 for row in found['rows'])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
