@@ -231,7 +231,9 @@ def graphed(run: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = run()
+        # Detached: parameters remember the stream of an autograd graph that
+        # is alive, and the next backward pass would wait for this one.
+        outputs = [x.detach() for x in run()]
 
     def replay() -> Outputs:
         graph.replay()

@@ -73,7 +73,7 @@ PARTS = (
     Part('CUDA graph', checks.graph, 10, True),
     Part('Mixed precision with a scaler', checks.amp, 40, True),
     Part('Launcher', checks.launcher, 40, True),
-    Part('compile=True', checks.compiled, 60, True),
+    Part('compile=True', checks.compiled, 100, True),
     _decoders('forward', 1, 'eager', 15),
     _decoders('train', 2, 'eager', 15),
     _detectors('train', 2, 20),

@@ -234,10 +234,7 @@ def profiled(call: Callable[[], object], on_gpu: bool) -> list[Kernel]:
     activities = [ProfilerActivity.CPU]
     if on_gpu:
         activities.append(ProfilerActivity.CUDA)
-    with (
-        profile(activities=activities, acc_events=True) as record,
-        Traffic() as traffic,
-    ):
+    with profile(activities=activities) as record, Traffic() as traffic:
         call()
         if on_gpu:
             torch.cuda.synchronize()
