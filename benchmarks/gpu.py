@@ -112,27 +112,32 @@ def run(
     """
     results: list[dict[str, Any]] = []
     for part in parts:
-        begin, rows = time.monotonic(), list[Row]()
-        if part.seconds > context.left():
-            left = f'{max(0.0, context.left()):.0f} s left'
-            rows.append({'result': f'left out: {left}, needs {part.seconds}'})
-        else:
-            print(f'{part.name} ...', flush=True)
-            try:
-                for row in part.run(context):
-                    rows.append(row)
-            except NotRun as error:
-                rows.append({'result': f'not run: {error}'})
-            except Exception as error:
-                traceback.print_exc()
-                rows.append({'result': 'failed', 'found': one_line(error)})
-            gc.collect()
-            if context.on_gpu:
-                torch.cuda.empty_cache()
+        begin = time.monotonic()
+        rows = list(_rows(part, context))
         seconds = time.monotonic() - begin
         results.append({'name': part.name, 'seconds': seconds, 'rows': rows})
         _write(out, context.device, results)
     return results
+
+
+def _rows(part: Part, context: Context) -> Iterator[Row]:
+    """Run a part, if it fits; an error is its last row."""
+    left = max(0.0, context.left())
+    if part.seconds > left:
+        text = f'left out: {left:.0f} s left, needs {part.seconds}'
+        yield {'result': text}
+        return
+    print(f'{part.name} ...', flush=True)
+    try:
+        gc.collect()
+        if context.on_gpu:
+            torch.cuda.empty_cache()
+        yield from part.run(context)
+    except NotRun as error:
+        yield {'result': f'not run: {error}'}
+    except Exception as error:
+        traceback.print_exc()
+        yield {'result': 'failed', 'found': one_line(error)}
 
 
 def _write(out: Path, device: str, results: list[dict[str, Any]]) -> None:
@@ -184,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f'error: {error}') from None
     context = Context(args.device, deadline)
     if context.on_gpu:
-        torch.cuda.set_device(torch.device(args.device))
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     results = run(PARTS, context, args.out)
     print(Path(args.out, 'gpu.md').read_text())
     must = {part.name for part in PARTS if part.has_to_pass}
