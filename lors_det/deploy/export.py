@@ -128,7 +128,7 @@ class HalfWeights(nn.Module):
         return torch.func.functional_call(module, weights, inputs)
 
 
-def export(
+def export_detector(
     predictor: Predictor,
     path: Path,
     file_format: str,
@@ -173,6 +173,7 @@ def export(
     full = fold(copy.deepcopy(model), generators=True)
     full_count = sum(value.numel() for value in full.state_dict().values())
     graph = Graph(full if folded else model, with_postprocess)
+    meta |= {'dtype': dtype, 'folded': folded}
     meta |= {'inputs': graph.inputs, 'outputs': graph.outputs}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

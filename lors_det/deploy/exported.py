@@ -19,6 +19,7 @@ from torch import Tensor
 from lors_det.adamixer.decoder import StageOutput
 from lors_det.adamixer.detector import sizes_of
 from lors_det.adamixer.postprocess import select_topk, to_instances
+from lors_det.cli.boundary import walk_config
 from lors_det.deploy.formats import (
     FORMATS,
     describe_preprocessing,
@@ -44,7 +45,7 @@ class ExportedDetector(BaseModel):
     """An exported file, behind the interface of a detector that predicts.
 
     Args:
-        artefact: The file, by whose ending its format is known.
+        file: The exported file, by whose ending its format is known.
         data_preprocessor: Of the config that it was exported from.
         trust: Whether the file may run code while it is loaded.
 
@@ -57,19 +58,19 @@ class ExportedDetector(BaseModel):
 
     def __init__(
         self,
-        artefact: str,
+        file: str,
         data_preprocessor: Any = None,
         trust: bool = False,
     ) -> None:
         super().__init__(data_preprocessor)
-        self.artefact = artefact
-        check_file(artefact, 'CHECKPOINT')
+        self.file = file
+        check_file(file, 'CHECKPOINT')
         load = {'.onnx': _load_onnx, '.xml': _load_openvino}
         try:
-            if artefact.endswith('.pt2'):
-                self.meta, self._run = _load_torch(artefact, trust)
+            if file.endswith('.pt2'):
+                self.meta, self._run = _load_torch(file, trust)
             else:
-                self.meta, self._run = load[Path(artefact).suffix](artefact)
+                self.meta, self._run = load[Path(file).suffix](file)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -91,7 +92,7 @@ class ExportedDetector(BaseModel):
                 or the mode is another.
         """
         if mode != 'predict':
-            raise UsageError(f'{self.artefact}: is exported, and only detects')
+            raise UsageError(f'{self.file}: is exported, and only detects')
         factors = [sample.scale_factor for sample in data_samples]
         found = self.outputs(inputs, data_samples)
         if 'logits' in found:
@@ -125,37 +126,12 @@ class ExportedDetector(BaseModel):
         try:
             check_images(given['images'], self.meta)
         except ValueError as error:
-            raise UsageError(f'{self.artefact}: {error}') from None
+            raise UsageError(f'{self.file}: {error}') from None
         found = self._run(given)
         return {name: torch.from_numpy(found[name]) for name in found}
 
-    def check(self, cfg: Config, num_classes: int) -> None:
-        """Refuse a config that the file was not exported from.
 
-        Args:
-            cfg: The config.
-            num_classes: Of its data.
-
-        Raises:
-            UsageError: If it prepares images in another way, or has another
-                number of classes.
-        """
-        expected = self.meta['preprocessing']
-        found = describe_preprocessing(cfg)
-        for key, value in found.items():
-            if expected[key] != value:
-                raise UsageError(
-                    f'{self.artefact}: was exported from another config: its '
-                    f'{key} is {expected[key]}, here it is {value}'
-                )
-        if len(self.meta['classes']) != num_classes:
-            raise UsageError(
-                f'{self.artefact}: was exported from another config: it has '
-                f'{len(self.meta["classes"])} classes, here are {num_classes}'
-            )
-
-
-def is_artefact(path: str | PathLike[str]) -> bool:
+def is_exported(path: str | PathLike[str]) -> bool:
     """Tell an exported file from a checkpoint, by its name.
 
     Args:
@@ -164,22 +140,73 @@ def is_artefact(path: str | PathLike[str]) -> bool:
     return fspath(path).endswith(tuple(e for e, _ in FORMATS.values()))
 
 
-def as_model(
-    cfg: Mapping[str, Any], path: str | PathLike[str], trust: bool = False
-) -> dict[str, Any]:
-    """Return the config of an `ExportedDetector`, instead of ``cfg.model``.
+def build_exported(
+    cfg: Config, path: str | PathLike[str], trust: bool = False
+) -> ExportedDetector:
+    """Load an exported file.
 
     Args:
-        cfg: The config that the file was exported from.
+        cfg: The config that it was exported from.
         path: The file.
         trust: Whether it may run code while it is loaded.
+
+    Raises:
+        UsageError: If the file cannot be used, or the config prepares images
+            in another way, or is of another number of classes.
+    """
+    model = MODELS.build(exported_config(cfg, path, trust))
+    expected = {**model.meta['preprocessing']}
+    found = describe_preprocessing(cfg)
+    for _, node in walk_config(cfg.model):
+        if isinstance(node, Mapping) and 'num_classes' in node:
+            found['num_classes'] = node['num_classes']
+            expected['num_classes'] = len(model.meta['classes'])
+    for key, value in found.items():
+        if expected[key] != value:
+            raise UsageError(
+                f'{path}: was exported from another config: its {key} is '
+                f'{expected[key]}, that of CONFIG is {value}'
+            )
+    return model
+
+
+def exported_config(
+    cfg: Config, path: str | PathLike[str], trust: bool = False
+) -> dict[str, Any]:
+    """Return what stands for ``cfg.model`` to run an exported file.
+
+    Args:
+        cfg: See `build_exported`.
+        path: See `build_exported`.
+        trust: See `build_exported`.
     """
     return {
         'type': 'ExportedDetector',
-        'artefact': fspath(path),
-        'data_preprocessor': cfg['model'].get('data_preprocessor'),
+        'file': fspath(path),
+        'data_preprocessor': cfg.model.get('data_preprocessor'),
         'trust': trust,
     }
+
+
+def check_exported_options(device: str | None, dtype: str) -> None:
+    """Refuse what an exported file has no choice of.
+
+    Args:
+        device: The option ``--device``, None if not given.
+        dtype: The option ``--dtype``.
+
+    Raises:
+        UsageError: If one is not what exported files run on.
+    """
+    if device not in (None, 'cpu'):
+        raise UsageError(
+            f'--device {device}: exported files run on the CPU here'
+        )
+    if dtype != 'float32':
+        raise UsageError(
+            f'--dtype {dtype}: the type of an exported file was chosen when '
+            'it was exported'
+        )
 
 
 def _load_onnx(path: str) -> tuple[dict[str, Any], Run]:

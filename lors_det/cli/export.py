@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Behind tools/export.py: write a file, and compare it with torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.deploy.export import Summary, export_detector
+from lors_det.deploy.formats import FORMATS
+from lors_det.deploy.parity import Reference
+from lors_det.errors import UsageError
+from lors_det.files import check_file, check_output, load_config
+from lors_det.predict import Predictor
+
+
+def export(args: argparse.Namespace, errors: OneLineErrors) -> None:
+    """Export as the command line says.
+
+    Args:
+        args: Parsed arguments of tools/export.py.
+        errors: Learns what the config is.
+
+    Raises:
+        UsageError: If an argument is wrong, or the file does not find what
+            the detector finds.
+    """
+    ending = FORMATS[args.format][0]
+    stem = Path(args.config).stem
+    out = Path(args.out or Path('work_dirs', stem, stem + ending))
+    if not args.overwrite:
+        check_output(str(out), '--out')
+    check_file(args.checkpoint, 'CHECKPOINT')
+    cfg = errors.cfg = load_config(args.config)
+    predictor = Predictor(cfg, args.checkpoint, 'cpu', args.trust)
+    reference = Reference(predictor) if args.check else None
+    print(f'{args.format}, {args.dtype}: tracing and writing', flush=True)
+    errors.first_batch_done = True  # what fails now is no mistake of a user
+    summary = export_detector(
+        predictor, out, args.format, args.dtype, args.fold,
+        args.with_postprocess,
+    )  # fmt: skip
+    print(_describe(summary))
+    if reference is None:
+        return
+    # What was just written can be trusted.
+    exported = Predictor(cfg, out, 'cpu', trust=True)
+    failures = 0
+    for finding in reference.check(exported):
+        failures += not finding.passed
+        end = '' if finding.passed else ' -- too far'
+        print(f'{finding.what}: {finding.text}{end}', flush=True)
+    if failures:
+        raise UsageError(
+            f'--check: {out} does not find what the detector finds in torch: '
+            f'{failures} comparisons failed'
+        )
+
+
+def _describe(summary: Summary) -> str:
+    """Say what was written, in four lines."""
+    stacks = 'summed up in the file', 'shared once and low-rank'
+    here, there = stacks if summary.folded else stacks[::-1]
+    return '\n'.join(
+        [
+            f'{summary.path}: {summary.nodes} nodes',
+            f'  inputs {", ".join(summary.inputs)}; '
+            f'outputs {", ".join(summary.outputs)}; '
+            'batch, height and width are free',
+            f'  {summary.size / 1e6:.1f} MB, weights of the stages {here}; '
+            f'{there} {summary.other_size / 1e6:.1f} MB',
+        ]
+    )
