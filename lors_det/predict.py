@@ -24,8 +24,8 @@ from PIL import Image
 
 from lors_det.datasets.images import LoadCheckedImage
 from lors_det.deploy.exported import (
-    build_exported,
     check_exported_options,
+    exported_config,
     is_exported,
 )
 from lors_det.errors import UsageError
@@ -74,7 +74,7 @@ class Predictor:
         self.model: Any
         if is_exported(checkpoint):
             check_exported_options(device, dtype)
-            self.model = build_exported(cfg, checkpoint, trust)
+            self.model = MODELS.build(exported_config(cfg, checkpoint, trust))
             self.classes = self.model.meta['classes']
         else:
             device = device or get_device()

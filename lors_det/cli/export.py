@@ -59,16 +59,19 @@ def export(args: argparse.Namespace, errors: OneLineErrors) -> None:
 
 
 def _describe(summary: Summary) -> str:
-    """Say what was written, in four lines."""
-    stacks = 'summed up in the file', 'shared once and low-rank'
-    here, there = stacks if summary.folded else stacks[::-1]
+    """Say what was written, in three lines."""
+    size = f'{summary.size / 1e6:.1f} MB'
+    if summary.size != summary.other_size:
+        kinds = 'summed up in the file', 'shared once and low-rank'
+        here, there = kinds if summary.folded else kinds[::-1]
+        other = f'{summary.other_size / 1e6:.1f} MB'
+        size += f', weights of the stages {here}; {there} {other}'
     return '\n'.join(
         [
             f'{summary.path}: {summary.nodes} nodes',
             f'  inputs {", ".join(summary.inputs)}; '
             f'outputs {", ".join(summary.outputs)}; '
             'batch, height and width are free',
-            f'  {summary.size / 1e6:.1f} MB, weights of the stages {here}; '
-            f'{there} {summary.other_size / 1e6:.1f} MB',
+            f'  {size}',
         ]
     )

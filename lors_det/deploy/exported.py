@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,22 @@ class ExportedDetector(BaseModel):
     Args:
         file: The exported file, by whose ending its format is known.
         data_preprocessor: Of the config that it was exported from.
+        expected: What that config says of preprocessing and classes.
         trust: Whether the file may run code while it is loaded.
 
     Attributes:
         meta: What the file says about itself.
 
     Raises:
-        UsageError: If the file cannot be used, or its runtime is missing.
+        UsageError: If the file cannot be used, its runtime is missing, or it
+            was exported from another config.
     """
 
     def __init__(
         self,
         file: str,
         data_preprocessor: Any = None,
+        expected: Mapping[str, Any] = MappingProxyType({}),
         trust: bool = False,
     ) -> None:
         super().__init__(data_preprocessor)
@@ -73,6 +77,16 @@ class ExportedDetector(BaseModel):
                 self.meta, self._run = load[Path(file).suffix](file)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        found = {
+            'num_classes': len(self.meta['classes']),
+            **self.meta['preprocessing'],
+        }
+        for key, value in expected.items():
+            if found[key] != value:
+                raise UsageError(
+                    f'{file}: was exported from another config: its {key} is '
+                    f'{found[key]}, that of CONFIG is {value}'
+                )
 
     def forward(
         self, inputs: Tensor, data_samples: SampleList, mode: str = 'predict'
@@ -140,50 +154,25 @@ def is_exported(path: str | PathLike[str]) -> bool:
     return fspath(path).endswith(tuple(e for e, _ in FORMATS.values()))
 
 
-def build_exported(
-    cfg: Config, path: str | PathLike[str], trust: bool = False
-) -> ExportedDetector:
-    """Load an exported file.
-
-    Args:
-        cfg: The config that it was exported from.
-        path: The file.
-        trust: Whether it may run code while it is loaded.
-
-    Raises:
-        UsageError: If the file cannot be used, or the config prepares images
-            in another way, or is of another number of classes.
-    """
-    model = MODELS.build(exported_config(cfg, path, trust))
-    expected = {**model.meta['preprocessing']}
-    found = describe_preprocessing(cfg)
-    for _, node in walk_config(cfg.model):
-        if isinstance(node, Mapping) and 'num_classes' in node:
-            found['num_classes'] = node['num_classes']
-            expected['num_classes'] = len(model.meta['classes'])
-    for key, value in found.items():
-        if expected[key] != value:
-            raise UsageError(
-                f'{path}: was exported from another config: its {key} is '
-                f'{expected[key]}, that of CONFIG is {value}'
-            )
-    return model
-
-
 def exported_config(
     cfg: Config, path: str | PathLike[str], trust: bool = False
 ) -> dict[str, Any]:
     """Return what stands for ``cfg.model`` to run an exported file.
 
     Args:
-        cfg: See `build_exported`.
-        path: See `build_exported`.
-        trust: See `build_exported`.
+        cfg: The config that it was exported from.
+        path: The file.
+        trust: Whether it may run code while it is loaded.
     """
+    expected = describe_preprocessing(cfg)
+    for _, node in walk_config(cfg.model):
+        if isinstance(node, Mapping) and 'num_classes' in node:
+            expected['num_classes'] = node['num_classes']
     return {
         'type': 'ExportedDetector',
         'file': fspath(path),
         'data_preprocessor': cfg.model.get('data_preprocessor'),
+        'expected': expected,
         'trust': trust,
     }
 
