@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from lors_det.adamixer.decoder import StageOutput
@@ -107,20 +109,27 @@ class ExportedDetector(BaseModel):
         """
         if mode != 'predict':
             raise UsageError(f'{self.file}: is exported, and only detects')
-        factors = [sample.scale_factor for sample in data_samples]
-        found = self.outputs(inputs, data_samples)
-        if 'logits' in found:
-            logits, boxes = found['logits'], found['boxes']
-            stage = StageOutput(logits, boxes, boxes, boxes)
-            best = select_topk(stage, self.meta['max_per_img'])
-            results = to_instances(*best, factors)
-        else:
-            results = to_instances(
-                found['scores'], found['labels'], found['boxes']
-            )
-        for sample, instances in zip(data_samples, results, strict=True):
+        found = self.select(self.outputs(inputs, data_samples), data_samples)
+        for sample, instances in zip(data_samples, found, strict=True):
             sample.pred_instances = instances
         return data_samples
+
+    def select(
+        self, outputs: Mapping[str, Tensor], data_samples: SampleList
+    ) -> list[InstanceData]:
+        """Return the detections of every image, as `AdaMixer.predict`.
+
+        Args:
+            outputs: What `outputs` returned.
+            data_samples: See `forward`.
+        """
+        boxes = outputs['boxes']
+        if 'logits' not in outputs:
+            return to_instances(outputs['scores'], outputs['labels'], boxes)
+        factors = [sample.scale_factor for sample in data_samples]
+        stage = StageOutput(outputs['logits'], boxes, boxes, boxes)
+        best = select_topk(stage, self.meta['max_per_img'])
+        return to_instances(*best, factors)
 
     def outputs(
         self, inputs: Tensor, data_samples: SampleList
@@ -241,7 +250,9 @@ def _load_torch(path: str, trust: bool) -> tuple[dict[str, Any], Run]:
         raise ValueError(f'{path} is damaged or cut off: {damage}')
     extra = {META_KEY: ''}
     try:
-        program = torch.export.load(path, extra_files=extra).module()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # weights are never written to
+            program = torch.export.load(path, extra_files=extra).module()
     except Exception:
         raise ValueError(f'{path}: no program of torch.export') from None
     meta = read_meta(extra[META_KEY], path)

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from lors_det.adamixer.detector import sizes_of
+from lors_det.adamixer.postprocess import select_topk, to_instances
 from lors_det.analysis.average_precision import class_ap, precision_curves
 from lors_det.analysis.results import match
 from lors_det.cli.analyse import read_truth
@@ -162,8 +163,10 @@ class Reference:
             most, worst = float(errors.quantile(0.99)), float(errors.max())
             texts.append(f'logits {most:.1e} (99 %), {worst:.1e} (all)')
             passed = most <= limits.logits and worst <= 10 * limits.logits
-        ours = exported.model(images, copy.deepcopy(samples))
-        theirs = model.predict(images, samples)
+        ours = exported.model.select(outputs, samples)
+        factors = [sample.scale_factor for sample in samples]
+        best = select_topk(last, model.max_per_img)
+        theirs = to_instances(*best, factors)
         pairs = zip(theirs, ours, strict=True)
         scores, ious = zip(*(_differ(*p, limits) for p in pairs), strict=True)
         texts += [f'scores {max(scores):.1e}', f'IoU {min(ious):.5f}']
@@ -183,14 +186,13 @@ class Reference:
 
 
 def _differ(
-    wanted: DetDataSample, found: DetDataSample, limits: Limits
+    a: InstanceData, b: InstanceData, limits: Limits
 ) -> tuple[float, float]:
     """Return the largest difference of scores and the smallest IoU.
 
     Each detection is compared with the one of its class that is most like
     it. Those that another order of equal scores may drop do not count.
     """
-    a, b = wanted.pred_instances, found.pred_instances
     a = a[a.scores > a.scores.min() + limits.scores]
     difference: Tensor = (a.scores[:, None] - b.scores).abs()
     iou = box_iou(a.bboxes, b.bboxes)

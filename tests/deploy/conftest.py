@@ -46,13 +46,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp('exported')
 
     @cache
-    def write(
-        name: str, file_format: str, dtype: str = 'float32', post: bool = False
-    ) -> Summary:
+    def once(name: str, file_format: str, dtype: str, post: bool) -> Summary:
         path = folder / f'{name}_{dtype}_{post}{FORMATS[file_format][0]}'
         predictor = reference(name).predictor
         return export_detector(
             predictor, path, file_format, dtype, with_postprocess=post
         )
+
+    def write(
+        name: str, file_format: str, dtype: str = 'float32', post: bool = False
+    ) -> Summary:
+        return once(name, file_format, dtype, post)  # one key for the cache
 
     return write

@@ -78,7 +78,9 @@ def test_alone(exported: Export, tmp_path: Path) -> None:
     )
     rows = [line.split() for line in done.stdout.splitlines()]
     assert len(rows) == (table.score >= 0.4).sum() > 5
-    for (_, name, score, *box), wanted in zip(rows, table.itertuples()):
+    for (_, name, score, *box), wanted in zip(
+        rows, table[: len(rows)].itertuples(), strict=True
+    ):
         assert name == wanted[3]
         assert float(score) == pytest.approx(wanted.score, abs=2e-3)
         assert [*map(float, box)] == pytest.approx([*wanted[5:]], abs=0.5)
