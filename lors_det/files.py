@@ -97,28 +97,53 @@ def check_file(path: str, what: str) -> None:
         raise UsageError(f'{what}: {path} cannot be read: no permission')
 
 
-def load_config(path: str) -> Config:
+def load_config(path: str, imports: bool = True) -> Config:
     """Read a config file.
 
     Args:
         path: The file, or ``lors_det::PATH`` for one of the package.
+        imports: Whether to import what its ``custom_imports`` name.
 
     Raises:
         UsageError: If it, or one of its bases, cannot be read.
     """
-    from mmengine.config import Config  # late: it takes a second
+    from mmengine.config import Config  # late: most tools need none
 
     if path.startswith(PACKAGE):
         path = str(MIM / 'configs' / path.removeprefix(PACKAGE))
     check_file(path, 'CONFIG')
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=False)
     except RecursionError:
         raise UsageError(
             f'CONFIG: {path}: its _base_ files lead back to themselves'
         ) from None
     except Exception as error:  # the file may run any code
         raise UsageError(f'CONFIG: {path}: {one_line(error)}') from error
+    if imports:
+        import_modules(cfg)
+    return cfg
+
+
+def import_modules(cfg: Config) -> None:
+    """Import what a config's ``custom_imports`` name.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        UsageError: If that fails.
+    """
+    from mmengine.utils import import_modules_from_strings  # late, as above
+
+    wanted = cfg.get('custom_imports')
+    try:
+        if wanted:
+            import_modules_from_strings(**wanted)
+    except Exception as error:  # a module may run any code
+        raise UsageError(
+            f'CONFIG: custom_imports={wanted}: {one_line(error)}'
+        ) from error
 
 
 def find_damage(path: str | os.PathLike[str]) -> str | None:

@@ -32,6 +32,8 @@ import torchvision  # noqa: F401  # by mmengine, when a run begins
 from mmengine.runner import runner as mmengine_runner
 from yapf.yapflib import yapf_api
 
+from lors_det.cli.boundary import OneLineErrors
+from lors_det.cli.checks import configure
 from lors_det.cli.train import train
 from lors_det.files import find_damage
 from lors_det.hooks.checkpoint import latest_checkpoint
@@ -105,13 +107,13 @@ class Run:
             }  # fmt: skip
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
         launcher = 'pytorch' if self.num_processes > 1 else 'none'
-        train(
-            argparse.Namespace(
-                config=str(CONFIG), work_dir=str(self.work_dir), trust=False,
-                cfg_options=LOOPS[self.loop], overwrite=False, resume='auto',
-                launcher=launcher, amp=None, auto_scale_lr=False,
-            )
+        args = argparse.Namespace(
+            config=str(CONFIG), work_dir=str(self.work_dir), trust=False,
+            cfg_options=LOOPS[self.loop], overwrite=False, resume='auto',
+            launcher=launcher, amp=None, auto_scale_lr=False,
         )  # fmt: skip
+        errors = OneLineErrors()
+        train(configure(args, errors, ('train', 'val')), args, errors)
 
     def wait(self) -> bool:
         """Wait for its end; return whether it was a good one."""

@@ -45,7 +45,7 @@ NOT_EXECUTED = {
     'replay(model': 'needs the dump of a bad step: tests/hooks has one',
 }
 #: First words of command lines that are not of this project.
-OTHERS = {'docker', 'done', 'for', 'pip', 'python3.11'}
+OTHERS = {'docker', 'done', 'for', 'git', 'pip', 'python3.11', 'source'}
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

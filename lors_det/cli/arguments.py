@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -63,16 +62,6 @@ def test_parser() -> argparse.ArgumentParser:
         help='type to compute in (%(default)s)',
     )
     return parser
-
-
-def announce(args: argparse.Namespace) -> None:
-    """Print the first line, before imports that take seconds.
-
-    Args:
-        args: Parsed arguments of tools/train.py or tools/test.py.
-    """
-    if os.environ.get('RANK', '0') == '0':
-        print('config', args.config, flush=True)
 
 
 def _common_parser(description: str) -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ class OneLineErrors:
             a work directory.
 
     Attributes:
-        loop: ``train`` or ``test``: whose settings are named first.
+        loop: ``train``, ``val`` or ``test``: whose settings are named first.
         first_batch_done: Whether the settings have proved to work.
         show_traceback: Whether to print the traceback too.
     """
@@ -189,8 +189,10 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
         taken = _arguments(_local(frames, 'obj_cls'))
         text = f'unknown key{suggest(path[-1], taken)}'
     elif re.search(UNKNOWN_TYPE, text) and 'type' in _keys(part):
-        path = (*path, 'type')
-        text = _unknown_type(str(part['type']), frames)
+        wanted = _local(frames, 'obj_type')
+        keys = (key for key, value in part.items() if value == wanted)
+        path = (*path, next(keys, 'type'))
+        text = _unknown_type(str(part[path[-1]]), frames)
     elif isinstance(error, URLError):
         text = f'cannot be downloaded ({error.reason}); where there is no '
         text += 'network, fetch the file elsewhere and give its path'
@@ -303,11 +305,13 @@ def _key_in_text(
             return (*path, key)
     for key, value in entries.items():
         shown = re.escape(repr(value))
-        if value not in (None, True, False) and (
-            re.search(rf'(?<![\w.]){shown}(?![\w.])', text)
-            or (isinstance(value, str) and "'str'" in text)  # a wrong type
+        if value not in (None, True, False) and re.search(
+            rf'(?<![\w.]){shown}(?![\w.])', text
         ):
             return (*path, key)
+    texts = [key for key, value in entries.items() if isinstance(value, str)]
+    if "'str'" in text and len(texts) == 1:  # a wrong type
+        return (*path, *texts)
     if not path or path[0].endswith('_hooks'):  # they check other settings
         for found, _ in walk_config(settings):
             if found and found[-1] in words and '_' in found[-1]:

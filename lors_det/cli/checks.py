@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before a run is built, of what no component checks itself."""
+"""Settings of a run, and checks of what no component checks itself.
+
+Imports no torch: what can be refused without it is refused at once.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
-
-from lors_det.cli.boundary import suggest, walk_config
+from lors_det.cli.boundary import OneLineErrors, suggest, walk_config
 from lors_det.datasets.annotations import check_annotations, read_annotations
-from lors_det.errors import UsageError
+from lors_det.errors import UsageError, one_line
+from lors_det.files import load_config
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 COCO_HELP = (
     'get COCO 2017 with `mim download mmdet --dataset coco2017` or from '
@@ -25,18 +30,33 @@ DEMO_HELP = (
     'demo/ is in the repository, not in the package: run in a clone of it, or '
     'copy the config with `lors-det init NAME DIR --root CLONE`'
 )
+#: A variable that each launcher sets for the processes that it starts.
+LAUNCHED = {
+    'pytorch': 'RANK',
+    'slurm': 'SLURM_PROCID',
+    'mpi': 'OMPI_COMM_WORLD_RANK',
+}
 NUMBER = (int, float)
 #: The settings of schedulers that are no numbers.
 TEXTS = 'type anneal_strategy monitor param_name rule threshold_rule'.split()
-#: What is read from dicts that no class takes as its arguments, besides what
-#: the runner and the loader take; '' is the config itself.
+#: What is read from dicts that are not built by ``type``: from the config
+#: itself, '', what mmengine's runner takes, and so on.
 READ = {
-    '': 'activation_checkpointing compile custom_imports '
-    'efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg sync_bn',
+    '': 'model work_dir train_dataloader val_dataloader test_dataloader '
+    'train_cfg val_cfg test_cfg auto_scale_lr optim_wrapper param_scheduler '
+    'val_evaluator test_evaluator default_hooks custom_hooks '
+    'data_preprocessor load_from resume launcher env_cfg log_processor '
+    'log_level visualizer default_scope randomness experiment_name cfg '
+    'activation_checkpointing compile custom_imports efficient_conv_bn_eval '
+    'find_unused_parameters model_wrapper_cfg sync_bn',
     'auto_scale_lr': 'enable base_batch_size',
     'clip_grad': 'type max_norm norm_type error_if_nonfinite clip_value',
     'data_prefix': 'img seg',
-    'dataloader': 'num_batch_per_epoch disable_subprocess_warning',
+    'dataloader': 'batch_sampler batch_size collate_fn dataset '
+    'disable_subprocess_warning drop_last generator in_order '
+    'multiprocessing_context num_batch_per_epoch num_workers '
+    'persistent_workers pin_memory pin_memory_device prefetch_factor sampler '
+    'shuffle timeout worker_init_fn',
     'env_cfg': 'cudnn_benchmark mp_cfg dist_cfg resource_limit',
     'filter_cfg': 'filter_empty_gt min_size',
     'metainfo': 'classes palette',
@@ -45,6 +65,62 @@ READ = {
     'norm_decay_mult',
     'randomness': 'seed diff_rank_seed deterministic',
 }
+
+
+def configure(
+    args: argparse.Namespace, errors: OneLineErrors, loops: Sequence[str]
+) -> Config:
+    """Read the config file and what the command line changes of it.
+
+    Prints the first line of a run. What ``custom_imports`` name is left to
+    `build_runner`: it takes seconds to import.
+
+    Args:
+        args: Parsed arguments.
+        errors: Learns what the config is.
+        loops: Whose data must be there: ``train``, ``val``, ``test``.
+
+    Returns:
+        The config of the run.
+
+    Raises:
+        UsageError: If the config, an option or a file cannot be used.
+    """
+    if os.environ.get('RANK', '0') == '0':
+        print('config', args.config, flush=True)
+    cfg = errors.cfg = load_config(args.config, imports=False)
+    if args.cfg_options:
+        check_options(cfg, args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except Exception as error:  # of many kinds
+            raise UsageError(f'--cfg-options: {one_line(error)}') from error
+    if not isinstance(cfg.get('model'), Mapping):
+        raise UsageError(
+            f'CONFIG: {args.config}: model={cfg.get("model")!r}: expected a '
+            'dict'
+        )
+    variable = LAUNCHED.get(args.launcher)
+    if variable and variable not in os.environ:
+        raise UsageError(
+            f'--launcher {args.launcher}: {variable} is not set; expected to '
+            'be started by that launcher, as tools/dist_*.sh and '
+            'tools/slurm_*.sh do'
+        )
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    cfg.launcher = args.launcher
+    if 'compile' in cfg and cfg.model.get('type') == 'AdaMixer':
+        # mmengine would compile the training step, and matching with it.
+        cfg.model.compile = cfg.pop('compile')
+    check_clipping(cfg)
+    for loop in loops:
+        check_dataset(cfg, loop)
+        if loop != 'train':
+            check_evaluator(cfg, loop)
+    return cfg
 
 
 def check_options(
@@ -78,7 +154,7 @@ def check_options(
             if not isinstance(node, Mapping) or name == '_delete_':
                 break
             if read and name not in read and name not in node:
-                near = suggest(name, (*read, *node))
+                near = _elsewhere(cfg, name) or suggest(name, (*read, *node))
                 raise UsageError(f'{what}: nothing reads {name!r}{near}')
             if not parent and name not in read:
                 raise UsageError(f'{what}: {_where_used(cfg, name)}')
@@ -87,6 +163,13 @@ def check_options(
             kind = _kind_expected(option, value, part)
             if kind:
                 raise UsageError(f'{what}: expected {kind}')
+
+
+def _elsewhere(cfg: Mapping[str, Any], name: str) -> str:
+    """Say where else in the config a key of this name is."""
+    paths = (path for path, _ in walk_config(dict(cfg)))
+    found = ['.'.join(path) for path in paths if path[-1:] == (name,)]
+    return f'; there is {", ".join(found[:3])}' if found else ''
 
 
 def _where_used(cfg: Mapping[str, Any], variable: str) -> str:
@@ -126,9 +209,7 @@ def _each_is(value: Any, kinds: type | tuple[type, ...]) -> bool:
 def _keys_read(parent: str) -> list[str]:
     """Return what is read from a dict of this name; nothing if unknown."""
     kind = 'dataloader' if parent.endswith('_dataloader') else parent
-    taker = {'': Runner.__init__, 'dataloader': DataLoader}.get(kind)
-    taken = inspect.signature(taker).parameters if taker else ()
-    return [*taken, *READ.get(kind, '').split()]
+    return READ.get(kind, '').split()
 
 
 def check_clipping(cfg: Mapping[str, Any]) -> None:

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From arguments to a runner, for training and testing."""
+"""From a config to a runner, for training and testing."""
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,55 +16,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.checks import check_options
 from lors_det.cli.console import ConsoleRunner
-from lors_det.errors import UsageError, one_line
-from lors_det.files import load_config
-from lors_det.safe_load import install
-
-#: A variable that each launcher sets for the processes that it starts.
-LAUNCHED = {
-    'pytorch': 'RANK',
-    'slurm': 'SLURM_PROCID',
-    'mpi': 'OMPI_COMM_WORLD_RANK',
-}
-
-
-def configure(args: argparse.Namespace, errors: OneLineErrors) -> Config:
-    """Read the config file and what the command line changes of it.
-
-    Args:
-        args: Parsed arguments.
-        errors: Learns what the config is.
-
-    Returns:
-        The config of the run.
-
-    Raises:
-        UsageError: If the config or an option cannot be used.
-    """
-    install(args.trust)
-    cfg = errors.cfg = load_config(args.config)
-    if args.cfg_options:
-        check_options(cfg, args.cfg_options)
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except Exception as error:  # of many kinds
-            raise UsageError(f'--cfg-options: {one_line(error)}') from error
-    if not isinstance(cfg.get('model'), Mapping):
-        raise UsageError(
-            f'CONFIG: {args.config}: model={cfg.get("model")!r}: expected a '
-            'dict'
-        )
-    if args.work_dir:
-        cfg.work_dir = args.work_dir
-    elif not cfg.get('work_dir'):
-        cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
-    cfg.launcher = args.launcher
-    if 'compile' in cfg and cfg.model.get('type') == 'AdaMixer':
-        # mmengine would compile the training step, and matching with it.
-        cfg.model.compile = cfg.pop('compile')
-    return cfg
+from lors_det.errors import UsageError
+from lors_det.files import import_modules
 
 
 def build_runner(cfg: Config, errors: OneLineErrors) -> Runner:
@@ -81,16 +32,10 @@ def build_runner(cfg: Config, errors: OneLineErrors) -> Runner:
         The runner; it shows its log when all that it needs is built.
 
     Raises:
-        UsageError: If the launcher does not fit.
+        UsageError: If the launcher needs a GPU.
     """
+    import_modules(cfg)
     has_gpu = torch.cuda.is_available()
-    variable = LAUNCHED.get(cfg.launcher)
-    if variable and variable not in os.environ:
-        raise UsageError(
-            f'--launcher {cfg.launcher}: {variable} is not set; expected to '
-            'be started by that launcher, as tools/dist_*.sh and '
-            'tools/slurm_*.sh do'
-        )
     if cfg.launcher != 'none' and not has_gpu:
         if cfg.launcher != 'pytorch':
             raise UsageError(
@@ -159,8 +104,8 @@ def _join_processes(backend: str) -> None:
 class _FirstBatch(Hook):
     """Lets the console begin, and tells when it has proved to work.
 
-    That is when a second iteration begins: what comes after the first may
-    fail by a wrong setting too.
+    That is when a second iteration begins, and for validation when it has
+    ended once: what comes after a batch may fail by a wrong setting too.
 
     Args:
         errors: What is told.
@@ -169,6 +114,7 @@ class _FirstBatch(Hook):
     def __init__(self, errors: OneLineErrors) -> None:
         self.errors = errors
         self.iterations = 0
+        self.has_validated = False
 
     def before_train(self, runner: ConsoleRunner) -> None:
         runner.begin(in_training=True)
@@ -181,3 +127,11 @@ class _FirstBatch(Hook):
         self.iterations += 1
 
     before_test_iter = before_train_iter
+
+    def before_val_epoch(self, runner: ConsoleRunner) -> None:
+        self.errors.loop = 'val'
+        self.errors.first_batch_done = self.has_validated
+
+    def after_val_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.errors.loop = 'train'
+        self.errors.first_batch_done = self.has_validated = True

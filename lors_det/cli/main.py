@@ -28,6 +28,7 @@ COMMANDS = {
     'sweep': ('sweep', 'train configs x values x seeds'),
     'convert': ('convert_checkpoint', 'convert checkpoints of the releases'),
     'uptrain': ('uptrain', 'factorise a dense checkpoint into LORS'),
+    'mmdet': ('mmdet_tool', 'run a tool that mmdet packages'),
 }
 
 

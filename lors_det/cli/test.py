@@ -10,25 +10,27 @@ from lors_det.compat import quiet  # noqa: F401  # before others import mmdet
 
 # isort: split
 from mmdet.evaluation import CocoMetric, DumpDetResults
+from mmengine.config import Config
 from mmengine.device import get_device
 
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.checks import check_dataset, check_evaluator
-from lors_det.cli.launch import build_runner, configure, leave
+from lors_det.cli.launch import build_runner, leave
 from lors_det.deploy.exported import (
     check_exported_options,
     exported_config,
     is_exported,
 )
 from lors_det.errors import UsageError
-from lors_det.files import check_file, check_output
+from lors_det.files import check_output
 from lors_det.precision import predict_in
+from lors_det.safe_load import install
 
 
-def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
+def test(cfg: Config, args: argparse.Namespace, errors: OneLineErrors) -> None:
     """Test as the command line says.
 
     Args:
+        cfg: What `configure` made of the arguments.
         args: Parsed arguments of tools/test.py.
         errors: What turns errors into lines.
 
@@ -36,11 +38,7 @@ def test(args: argparse.Namespace, errors: OneLineErrors) -> None:
         UsageError: If a setting is wrong, a file is missing, or something
             would be overwritten.
     """
-    errors.loop = 'test'
-    cfg = configure(args, errors)
-    check_file(args.checkpoint, 'CHECKPOINT')
-    check_dataset(cfg, 'test')
-    check_evaluator(cfg, 'test')
+    install(args.trust)
     for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
         if path and not args.overwrite:
             check_output(path, option)

@@ -11,17 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from lors_det.cli.boundary import OneLineErrors
-from lors_det.cli.checks import (
-    check_clipping,
-    check_dataset,
-    check_evaluator,
-)
-from lors_det.cli.launch import (
-    build_runner,
-    configure,
-    leave,
-    num_restarts,
-)
+from lors_det.cli.launch import build_runner, leave, num_restarts
 from lors_det.errors import UsageError
 from lors_det.files import check_file
 from lors_det.hooks.checkpoint import (
@@ -30,31 +20,28 @@ from lors_det.hooks.checkpoint import (
     set_aside_checkpoints,
 )
 from lors_det.precision import choose_type, remark
+from lors_det.safe_load import install
 
 
 def train(
-    args: argparse.Namespace, errors: OneLineErrors | None = None
+    cfg: Config, args: argparse.Namespace, errors: OneLineErrors
 ) -> None:
     """Train as the command line says.
 
     Args:
+        cfg: What `configure` made of the arguments.
         args: Parsed arguments of tools/train.py.
-        errors: What turns errors into lines, if anything does.
+        errors: What turns errors into lines.
 
     Raises:
         UsageError: If a setting is wrong, a file is missing, or something
             would be overwritten.
     """
-    errors = errors or OneLineErrors()
-    cfg = configure(args, errors)
+    install(args.trust)
     _change_by_flags(cfg, args)
     resume_from = _resume_from(args, cfg)
     if resume_from:
         cfg.resume, cfg.load_from = True, resume_from
-    check_clipping(cfg)
-    check_dataset(cfg, 'train')
-    check_dataset(cfg, 'val')
-    check_evaluator(cfg, 'val')
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume' if resume_from else 'load_from')
     runner = build_runner(cfg, errors)

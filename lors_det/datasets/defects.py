@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import logging
 
-from mmengine.logging import print_log
-
 from lors_det.errors import UsageError
 
 _REPLACED = 'replaced in training; no detections in testing'
@@ -96,6 +94,8 @@ class Defects(dict[str, list[object]]):
         Args:
             name: The annotation file.
         """
+        from mmengine.logging import print_log  # late: --help needs none
+
         for kind in self:
             used = ANSWERS[kind].startswith('used')
             print_log(

@@ -170,7 +170,7 @@ def export_detector(
     model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
     folded = file_format == 'torch' if folded is None else folded
     count = sum(value.numel() for value in model.state_dict().values())
-    full = fold(copy.deepcopy(model), generators=True)
+    full: Any = fold(copy.deepcopy(model), generators=True)
     full_count = sum(value.numel() for value in full.state_dict().values())
     graph = Graph(full if folded else model, with_postprocess)
     meta |= {'dtype': dtype, 'folded': folded}
@@ -335,7 +335,7 @@ def _write_torch(
     """Write a torch.export program; return size and number of nodes."""
     step = meta['preprocessing']['pad_size_divisor']
     batch, height, width = (Dim(name) for name in ('batch', 'height', 'width'))
-    shapes = [{0: batch} for _ in graph.inputs]
+    shapes: list[Any] = [{0: batch} for _ in graph.inputs]
     shapes[0] |= {2: step * height, 3: step * width}
     images, *others = _example(graph)
     images = images.new_zeros(2, 3, 2 * step, 3 * step)

@@ -97,8 +97,9 @@ class Detector:
         (width, height), step = new, how['pad_size_divisor']
         padding = (0, -height % step), (0, -width % step), (0, 0)
         padded = np.pad(pixels, padding, constant_values=how['pad_value'])
-        sizes = np.float32(new)
-        return padded.transpose(2, 0, 1), sizes, sizes / np.float32(old)
+        sizes = np.array(new, np.float32)
+        scales = sizes / np.array(old, np.float32)
+        return padded.transpose(2, 0, 1), sizes, scales
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Run the graph on batches of what `prepare` returns, by `INPUTS`."""

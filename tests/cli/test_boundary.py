@@ -35,6 +35,8 @@ OPTIONS = {
     'KEY': '--cfg-options KEY: expected KEY=VALUE',
     'a=[8,16': '--cfg-options a=[8,16: Imbalanced brackets exist in [8,16',
     'model.backbone.init_cfg.type=Pretrained': '--cfg-options: init_cfg=',
+    'norm_cfg.type=Foo': "--cfg-options norm_cfg.type='Foo': nothing reads "
+    "'norm_cfg'; there is model.backbone.norm_cfg",
     'train_dataloder.batch_size=2': '--cfg-options train_dataloder.batch_size='
     "2: nothing reads 'train_dataloder'; did you mean 'train_dataloader'?",
     'modle.num_queries=2': '--cfg-options modle.num_queries=2: nothing reads '
@@ -76,6 +78,8 @@ OPTIONS = {
     # optimiser, schedule, loops
     'optim_wrapper.type=Foo': "CONFIG: optim_wrapper.type='Foo': no "
     "optim_wrapper of this name; expected one of ['AmpOptimWrapper', ",
+    'optim_wrapper.constructor=Foo': "CONFIG: optim_wrapper.constructor='Foo':"
+    ' no optimizer constructor of this name; expected one of [',
     'optim_wrapper.optimizer.type=AdamX': 'CONFIG: optim_wrapper.optimizer.'
     "type='AdamX': no optimizer of this name; did you mean 'Adam'?",
     'optim_wrapper.clip_grad.max_norm=-1': 'CONFIG: optim_wrapper.clip_grad.'
@@ -131,6 +135,22 @@ def test_a_wrong_option(option: str, tmp_path: Path) -> None:
     if '(traceback: ' in line:
         log = (tmp_path / 'error.log').read_text()
         assert log.startswith('Traceback (most recent call last):')
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('val_dataloader.dataset.pipeline.1.scale=-1', 'CONFIG: val_dataloader'
+         '.dataset.pipeline.1={'),
+        ('val_evaluator.iou_thrs=a', 'CONFIG: val_evaluator={'),
+    ],
+)  # fmt: skip
+def test_a_mistake_that_shows_in_validation(
+    option: str, message: str, tmp_path: Path
+) -> None:
+    options = (option, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    command = small_run('train', '--work-dir', tmp_path, options=options)
+    assert error_of(*command).startswith(f'error: {message}')
 
 
 # Contents of a config file by its name: what the line says.

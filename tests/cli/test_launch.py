@@ -15,8 +15,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lors_det.cli import launch, train
-from lors_det.cli.arguments import train_parser
-from lors_det.cli.boundary import OneLineErrors
 from lors_det.errors import UsageError
 
 
@@ -89,25 +87,6 @@ def test_what_a_restarted_worker_resumes_from(
         assert (found and Path(found).name) == first
     write_checkpoint(tmp_path / 'iter_2.pth', 2)
     assert resume_from(tmp_path, **arguments) == str(tmp_path / 'iter_2.pth')
-
-
-def test_compile_is_given_to_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not to mmengine, which would compile the matching too."""
-    monkeypatch.setattr(launch, 'install', lambda trust: None)
-    config = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-
-    def configure(*arguments: str) -> Config:
-        args = train_parser().parse_args([config, *arguments])
-        args.work_dir = str(tmp_path)
-        return launch.configure(args, OneLineErrors())
-
-    cfg = configure('--cfg-options', 'compile.mode=max-autotune')
-    assert cfg.model.compile == {'mode': 'max-autotune'}
-    assert 'compile' not in cfg
-    cfg = configure()
-    assert 'compile' not in cfg.model
 
 
 @pytest.mark.parametrize(
