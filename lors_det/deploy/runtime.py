@@ -19,20 +19,15 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 #: Name of the meta data in a file, and the version of their form.
 META_KEY, META_FORMAT = 'lors_det', 1
+INPUTS = ('images', 'sizes', 'scales')
 
 
 class Detections(NamedTuple):
-    """What was found in an image, by descending score.
+    """What was found in an image, by descending score."""
 
-    Args:
-        boxes: (K, 4) x1, y1, x2, y2 in pixels of the image, not clipped.
-        scores: (K,).
-        labels: (K,) index in the model's classes.
-    """
-
-    boxes: Array
-    scores: Array
-    labels: Array
+    boxes: Array  # (K, 4) x1, y1, x2, y2 in pixels, not clipped
+    scores: Array  # (K,)
+    labels: Array  # (K,) index in the model's classes
 
 
 class Detector:
@@ -109,9 +104,6 @@ class Detector:
         return dict(zip(names, self.session.run(names, taken), strict=True))
 
 
-INPUTS = ('images', 'sizes', 'scales')
-
-
 def read_meta(text: str | None, path: Any) -> dict[str, Any]:
     """Read the meta data of a file; ``ValueError`` if they are of another."""
     if not text:
@@ -149,9 +141,9 @@ def select(outputs: dict[str, Array], scales: Array, k: int) -> Any:
 def main() -> None:
     """Parse the command line and print a line for each detection."""
     parser = argparse.ArgumentParser(description='Detect on images.')
-    parser.add_argument('model', metavar='MODEL.onnx')
-    parser.add_argument('images', nargs='+', metavar='IMAGE')
-    parser.add_argument('--score', type=float, default=0.3, metavar='S')
+    parser.add_argument('model')
+    parser.add_argument('images', nargs='+')
+    parser.add_argument('--score', type=float, default=0.3)
     args = parser.parse_args()
     try:
         detector = Detector(args.model)
