@@ -145,6 +145,8 @@ def _write(out: Path, device: str, results: list[dict[str, Any]]) -> None:
     found = {'machine': machine(), 'device': device, 'parts': results}
     atomic_write(out / 'gpu.json', json.dumps(found, indent=1) + '\n')
     text = [f'Measured on: {machine()}; device {device}.']
+    if not device.startswith('cuda'):
+        text.append('The command was tried with small shapes: no measurement.')
     for result in results:
         rows = [
             {k: v for k, v in row.items() if k != 'seconds'}

@@ -173,6 +173,7 @@ def test_the_command(
     text = (tmp_path / 'gpu.md').read_text()
     assert 'RuntimeError' not in text
     assert 'out of memory' in text
+    assert 'no measurement' in text
     assert torch.__version__ in data['machine']
     assert text in capsys.readouterr().out
 
