@@ -8,7 +8,7 @@ import sys
 
 COMMANDS = (
     'train c.py',
-    'test c.py c.pth',
+    'test c.py README.md',  # a file that is there
     'predict c.py c.pth i.jpg',
     'check c.py',
     'analyse c.py r.json',
