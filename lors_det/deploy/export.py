@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import tempfile
@@ -25,6 +26,7 @@ from lors_det.deploy.formats import (
 )
 from lors_det.deploy.runtime import META_FORMAT, META_KEY
 from lors_det.errors import UsageError
+from lors_det.files import atomic_write
 from lors_det.lors import fold
 from lors_det.lors.stacks import Stack
 from lors_det.predict import Predictor
@@ -155,8 +157,8 @@ def export_detector(
         What was written.
 
     Raises:
-        UsageError: If the detector cannot be exported, or a package is
-            missing.
+        UsageError: If the detector cannot be exported, a package is missing,
+            or the file cannot be written.
     """
     ending, packages = FORMATS[file_format]
     for name in packages:
@@ -175,16 +177,15 @@ def export_detector(
     graph = Graph(full if folded else model, with_postprocess)
     meta |= {'dtype': dtype, 'folded': folded}
     meta |= {'inputs': graph.inputs, 'outputs': graph.outputs}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if file_format == 'torch':
-            size, nodes = _write_torch(graph, path, dtype, meta)
-        else:
-            found = _to_onnx(graph, dtype)
-            write = {'onnx': _write_onnx, 'openvino': _write_openvino}
-            size, nodes = write[file_format](found, path, meta)
-    except OSError as error:
-        raise UsageError(f'--out {path}: {error.strerror}') from None
+    if file_format == 'torch':
+        contents, nodes = _as_torch(graph, dtype, meta)
+    else:
+        found = _to_onnx(graph, dtype)
+        write = {'onnx': _as_onnx, 'openvino': _as_openvino}[file_format]
+        contents, nodes = write(found, meta)
+    for suffix, content in contents.items():
+        atomic_write(path.with_suffix(suffix), content)
+    size = sum(map(len, contents.values()))
     difference = (full_count - count) * (2 if dtype == 'float16' else 4)
     return Summary(
         path, size, folded, size - difference if folded else size + difference,
@@ -307,43 +308,49 @@ def _simplify(model: Any, dtype: str) -> Any:
     return model
 
 
-def _write_onnx(model: Any, path: Path, meta: Any) -> tuple[int, int]:
-    """Write an ONNX model; return its size and its number of nodes."""
+def _as_onnx(model: Any, meta: Any) -> tuple[dict[str, bytes], int]:
+    """Return the content of each file, by its ending, and number of nodes."""
     import onnx
 
     model.producer_name, model.producer_version = 'lors_det', __version__
     onnx.helper.set_model_props(model, {META_KEY: json.dumps(meta)})
-    onnx.save(model, path)
-    return path.stat().st_size, len(model.graph.node)
+    return {'.onnx': model.SerializeToString()}, len(model.graph.node)
 
 
-def _write_openvino(model: Any, path: Path, meta: Any) -> tuple[int, int]:
-    """Write OpenVINO's two files; return their size and number of nodes."""
+def _as_openvino(model: Any, meta: Any) -> tuple[dict[str, bytes], int]:
+    """Return what `_as_onnx` returns."""
     import openvino
 
     # Not by convert_model, which would sum up the weights.
     found = openvino.Core().read_model(model.SerializeToString())
     found.set_rt_info(json.dumps(meta), META_KEY)
-    openvino.serialize(found, path)
-    size = path.stat().st_size + path.with_suffix('.bin').stat().st_size
-    return size, len(found.get_ops())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'model.xml')
+        openvino.serialize(found, path)
+        contents = {
+            suffix: path.with_suffix(suffix).read_bytes()
+            for suffix in ('.bin', '.xml')
+        }
+    return contents, len(found.get_ops())
 
 
-def _write_torch(
-    graph: Graph, path: Path, dtype: str, meta: Any
-) -> tuple[int, int]:
-    """Write a torch.export program; return size and number of nodes."""
+def _as_torch(
+    graph: Graph, dtype: str, meta: Any
+) -> tuple[dict[str, bytes], int]:
+    """Return what `_as_onnx` returns."""
     step = meta['preprocessing']['pad_size_divisor']
     batch, height, width = (Dim(name) for name in ('batch', 'height', 'width'))
     shapes: list[Any] = [{0: batch} for _ in graph.inputs]
     shapes[0] |= {2: step * height, 3: step * width}
-    images, *others = _example(graph)
-    images = images.new_zeros(2, 3, 2 * step, 3 * step)
-    module = HalfWeights(graph) if dtype == 'float16' else graph
+    _, *others = _example(graph)
+    images = torch.zeros(2, 3, 2 * step, 3 * step)
+    module: nn.Module = graph
     if dtype == 'float16':
+        module = HalfWeights(graph)
         shapes = [tuple(shapes)]  # its inputs have no names
     program = torch.export.export(
         module, (images, *others), dynamic_shapes=tuple(shapes), strict=False
     )
-    torch.export.save(program, path, extra_files={META_KEY: json.dumps(meta)})
-    return path.stat().st_size, len(program.graph.nodes)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={META_KEY: json.dumps(meta)})
+    return {'.pt2': file.getvalue()}, len(program.graph.nodes)

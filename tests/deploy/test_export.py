@@ -20,6 +20,8 @@ from helpers.command_lines import ROOT, run_here
 from helpers.factories import build, decoder_config, detector_config
 from mmengine.config import Config
 
+from lors_det.adamixer.postprocess import best_pairs
+from lors_det.analysis.trace import trace_exported
 from lors_det.deploy import parity
 from lors_det.deploy.export import export_detector
 from lors_det.errors import UsageError
@@ -179,6 +181,23 @@ def test_commands(
         )  # fmt: skip
 
 
+def test_in_the_app(exported: Export) -> None:
+    """One stage, whose best pairs are the detections."""
+    predictor = Predictor(config(LORS), exported(LORS, 'onnx').path)
+    (sample,) = predictor(IMAGES[0])
+    trace = trace_exported(predictor, IMAGES[0])
+    (stage,) = trace.stages
+    scores, labels, queries = best_pairs(stage.scores[None], len(trace.scores))
+    found = sample.pred_instances
+    assert len(found) == 60
+    torch.testing.assert_close(scores[0], found.scores)
+    sure = found.scores > 0.3
+    torch.testing.assert_close(labels[0][sure], found.labels[sure])
+    boxes = stage.after[queries[0]]
+    torch.testing.assert_close(boxes[sure], found.bboxes[sure])
+    assert stage.points[queries[0]].numel() == 0
+
+
 def changed(scale: tuple[int, int]) -> Config:
     """The config with another size of its images."""
     cfg = Config(config(LORS).to_dict())
@@ -277,6 +296,10 @@ def test_options_that_do_not_fit(exported: Export, tmp_path: Path) -> None:
         Predictor(config(LORS), path, 'cuda:0')
     with pytest.raises(UsageError, match='--dtype bfloat16: the type of an e'):
         Predictor(config(LORS), path, dtype='bfloat16')
+    with pytest.raises(
+        SystemExit, match=r'error: CHECKPOINT: .*: the stages o'
+    ):
+        run_here('tools/explain.py', CONFIG.format(LORS), path, IMAGES[0])
     with pytest.raises(UsageError, match=r'expected a name ending in .onnx'):
         export_detector(
             reference(LORS).predictor, tmp_path / 'model.bin', 'onnx'
