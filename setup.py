@@ -57,8 +57,8 @@ setup(
     packages=find_packages(include=['lors_det', 'lors_det.*']),
     package_data={'lors_det': ['py.typed']},
     install_requires=[
-        'torch>=2.6,<2.14',
-        'torchvision>=0.21',
+        'torch>=2.7,<2.15',
+        'torchvision>=0.22',
         'pandas>=2.2',
         'pillow>=10.1',
         'pycocotools>=2.0.8',

@@ -73,7 +73,7 @@ def trap(tmp_path: Path) -> tuple[Path, Code]:
 )
 @pytest.mark.parametrize(
     ('function', 'name'),
-    [(os.mkdir, r'posix\.mkdir|nt\.mkdir'), (Path, r'pathlib\.\w*Path')],
+    [(os.mkdir, r'posix\.mkdir|nt\.mkdir'), (Path, r'pathlib\.[\w.]*Path')],
 )
 def test_code_is_refused_and_not_run(
     tmp_path: Path,

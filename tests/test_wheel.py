@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
+from collections.abc import Iterable
 from email.parser import Parser
 from pathlib import Path
 
@@ -66,6 +70,82 @@ def test_asks_for_neither_flavour_of_mmdet(wheel: Path) -> None:
     }  # fmt: skip
     markers = {str(r.marker) for r in found if r.marker}
     assert markers == {f'extra == "{extra}"' for extra in EXTRAS}
+
+
+ORIGINAL = {'mmengine': 'mmengine', 'mmcv': 'mmcv-lite', 'mmdet': 'mmdet'}
+
+
+def install_stand_in(
+    site: Path, name: str, version: str, files: Iterable[str] = ()
+) -> None:
+    """Write what pip sees as a distribution; each file holds its own name."""
+    info = f'{name.replace("-", "_")}-{version}.dist-info'
+    metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+    contents = {file: file for file in files}
+    contents[f'{info}/METADATA'] = metadata
+    contents[f'{info}/INSTALLER'] = 'pip\n'
+    contents[f'{info}/RECORD'] = ''.join(
+        f'{file},,\n' for file in (*contents, f'{info}/RECORD')
+    )
+    for file, content in contents.items():
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).write_text(content)
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+def test_installs_beside_the_original_packages(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """pip finds all that is required and writes nothing but our files.
+
+    The environment has the names of the files of mmengine, mmcv and mmdet,
+    and an empty distribution for each other requirement;
+    ``tests/matrix.py`` does the same with the real ones.
+    """
+    venv.create(tmp_path, with_pip=False)
+    (site,) = (tmp_path / 'lib').glob('python*/site-packages')
+    for package, name in ORIGINAL.items():
+        folder = Path(importlib.import_module(package).__file__).parent
+        files = [
+            str(path.relative_to(folder.parent))
+            for path in folder.rglob('*.*')
+            if path.is_file() and path.suffix != '.pyc'
+        ]
+        assert len(files) > 100
+        install_stand_in(site, name, '3.0', files)
+    for requirement in requirements(wheel):
+        if not requirement.marker:
+            (lowest,) = (
+                each.version
+                for each in requirement.specifier
+                if each.operator == '>='
+            )
+            install_stand_in(site, requirement.name, lowest)
+    before = digests(site)
+    (python,) = (tmp_path / 'bin').glob('python')
+    pip = [*PIP, '--isolated', '--python', str(python)]
+    install = [*pip, 'install', '--no-index']
+
+    subprocess.run([*install, wheel], check=True)
+    after = digests(site)
+    assert {path: after.get(path) for path in before} == before
+    ours = {path.relative_to(site).parts[0] for path in after.keys() - before}
+    assert len(ours) == 2  # the package, and what pip notes about it
+    assert all(name.startswith('lors_det') for name in ours)
+
+    more = subprocess.run(
+        [*install, f'{wheel}[onedl]'], capture_output=True, text=True
+    )
+    assert more.returncode == 1
+    assert 'No matching distribution found for onedl-' in more.stderr
+    assert digests(site) == after
 
 
 def test_ranges_hold_what_was_tested(wheel: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,17 @@ class ExactResumeHook(Hook):
             _load_batch, loader.dataset, runner.seed, get_rank()
         )
         if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator.skip_iter = self.batches.skip_iter
+            endless = loop.dataloader_iterator
+            if not hasattr(endless, 'skip_iter'):
+                # mmengine 0.10.7 has begun with the batches, and loads those
+                # that it skips: begin anew, and give nothing for those.
+                sampler = self.batches.sampler
+                if hasattr(sampler, 'indices'):  # of an InfiniteSampler
+                    sampler.indices = sampler._indices_of_rank()
+                loader._iterator = None
+                self.batches.skip = loop.iter
+                endless._iterator = chain([None] * loop.iter, loader)
+            endless.skip_iter = self.batches.skip_iter
         else:
             run_iter = loop.run_iter
             # mmengine counts from 0 also in an epoch that is resumed.

@@ -30,7 +30,7 @@ def check_ok(script: str, *path: Path) -> None:
         env={**os.environ, 'PYTHONPATH': folders},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # the first import in an environment takes long
     )
     assert done.returncode == 0, done.stderr
 
