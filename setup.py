@@ -81,8 +81,9 @@ setup(
         'demo': ['gradio>=5'],
         'digits': ['scikit-learn>=1.5'],
         'hub': ['huggingface_hub>=0.30'],
-        'onnx': ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20'],
-        'openvino': ['openvino>=2025'],
+        'onnx': ['onnx>=1.17', 'onnxruntime>=1.20'],
+        # Written by way of ONNX.
+        'openvino': ['onnx>=1.17', 'onnxruntime>=1.20', 'openvino>=2025'],
     },
     entry_points={'console_scripts': ['lors-det = lors_det.cli.main:main']},
     cmdclass={'build_py': BuildWithMim},

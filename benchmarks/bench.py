@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.cases import Case
+from benchmarks.cases import HALF, Case
 from docs import method
 from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
@@ -91,7 +91,7 @@ class Bench:
             torch.autograd.backward(outputs, [g.to(x.dtype) for g, x in pairs])
             return outputs
 
-        return _graphed(run) if way == 'graphed' else run
+        return graphed(run) if way == 'graphed' else run
 
     def forward(self, plain: bool) -> Outputs:
         """Run the mixing of all stages, or the decoder.
@@ -107,8 +107,8 @@ class Bench:
         # A float64 copy is the oracle: it must fit, and is not timed.
         mix = _mix_again if case.dtype == 'float64' else method.mix
         device, content = case.device.split(':')[0], inputs['content']
-        half = case.dtype == 'bfloat16'
-        with torch.autocast(device, torch.bfloat16) if half else nullcontext():
+        half = getattr(torch, case.dtype) if case.dtype in HALF else None
+        with torch.autocast(device, half) if half else nullcontext():
             if case.part == 'mixing':
                 step = mix if plain else AdaptiveMixing.forward
                 for stage in range(case.stages):
@@ -151,10 +151,12 @@ def build_decoder(case: Case, model: str) -> AdaMixerDecoder:
         fold(decoder, generators=model == 'folded-all')
     if case.mode == 'forward':
         decoder.eval().requires_grad_(False)
-        if case.dtype == 'bfloat16':
+        if case.dtype in HALF:
             for parameter in decoder.parameters():
                 if parameter.dim() > 1:  # autocast runs norms in float32
-                    parameter.data = parameter.data.bfloat16()
+                    parameter.data = parameter.data.to(
+                        getattr(torch, case.dtype)
+                    )
     return decoder
 
 
@@ -211,8 +213,16 @@ def _mix_again(
     return mixed
 
 
-def _graphed(run: Call) -> Call:
-    """Record a call as a CUDA graph."""
+def graphed(run: Call) -> Call:
+    """Record a call as a CUDA graph, as torch's notes on graphs say.
+
+    Args:
+        run: Reads and returns the same tensors each time. Gradients that it
+            leaves must be new ones: of the graph's memory.
+
+    Returns:
+        A call that replays the graph, and returns what it has written.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -221,7 +231,9 @@ def _graphed(run: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = run()
+        # Detached: parameters remember the stream of an autograd graph that
+        # is alive, and the next backward pass would wait for this one.
+        outputs = [x.detach() for x in run()]
 
     def replay() -> Outputs:
         graph.replay()

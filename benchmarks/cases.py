@@ -12,7 +12,8 @@ from mmengine.config import Config
 CONFIG_DIR = Path(__file__).parents[1] / 'configs'
 PARTS = ('mixing', 'decoder')
 MODES = ('forward', 'train')
-DTYPES = ('float32', 'bfloat16')
+HALF = ('bfloat16', 'float16')
+DTYPES = ('float32', *HALF)
 
 
 class Variant(NamedTuple):
@@ -23,7 +24,8 @@ class Variant(NamedTuple):
             ``lors`` (LORS: 2 groups, 64 points), ``dense-g2`` (dense at the
             shape of LORS), ``lors-g4`` (LORS at the shape of AdaMixer),
             ``folded`` and ``folded-all`` (LORS with its sums written down,
-            without and with those of the generators).
+            without and with those of the generators), ``folded-g4``
+            (``lors-g4`` with its static sums written down).
         way: How they are used: ``eager``; ``plain``, by docs/method.py;
             ``with_cp``, the decoder's switch; ``compiled`` by torch.compile;
             ``graphed``, recorded as a CUDA graph.
@@ -44,9 +46,12 @@ VARIANTS = {
     'lors-cp': Variant('lors', 'with_cp'),
     'lors-g4': Variant('lors-g4'),
     'lors-folded': Variant('folded'),
+    'lors-g4-folded': Variant('folded-g4'),
     'lors-folded-all': Variant('folded-all'),
     'lors-compiled': Variant('lors', 'compiled'),
     'lors-graphed': Variant('lors', 'graphed'),
+    'lors-g4-compiled': Variant('lors-g4', 'compiled'),
+    'lors-g4-graphed': Variant('lors-g4', 'graphed'),
     'folded-graphed': Variant('folded', 'graphed'),
 }
 
@@ -60,8 +65,8 @@ class Case:
         mode: ``forward``, or ``train``: forward and backward.
         variants: Names out of `VARIANTS`; ratios are against the first.
         device: Where it runs.
-        dtype: ``bfloat16`` is autocast; in the mode ``forward`` the matrices
-            are stored in bfloat16 too.
+        dtype: One of `DTYPES`; those of 16 bits are autocast, and in the
+            mode ``forward`` the matrices are stored in them too.
         batch: Number B of images.
         queries: Number N of queries of an image.
         stages: Number of stages.
@@ -108,7 +113,7 @@ class Case:
             kernels['num_param_groups'] = self.num_param_groups
         stacks = {} if model.startswith('dense') else lors['stacks']
         dense = decoder_settings('_base_/models/adamixer_r50.py')
-        found = dense if model in ('dense', 'lors-g4') else lors
+        found = dense if model == 'dense' or model.endswith('-g4') else lors
         return {**found, 'stacks': stacks, 'num_stages': self.stages}
 
 
@@ -122,11 +127,17 @@ def decoder_settings(name: str) -> dict[str, Any]:
 #: What docs/performance.md compares.
 COMPARED = (
     Case('mixing', 'forward', (
-        'dense', 'dense-g2', 'reference', 'lors', 'lors-g4', 'lors-folded',
-        'lors-folded-all'), rounds=15),
+        'dense', 'dense-plain', 'dense-g2', 'reference', 'lors', 'lors-g4',
+        'lors-folded', 'lors-g4-folded', 'lors-folded-all'), rounds=15),
+    *(Case('mixing', 'forward', ('dense', 'dense-plain', 'lors', 'lors-g4'),
+           batch=2, queries=queries) for queries in (100, 300)),
     Case('mixing', 'train', (
-        'dense', 'dense-g2', 'reference', 'lors', 'lors-cp', 'lors-g4')),
-    Case('mixing', 'train', ('dense', 'reference', 'lors', 'lors-cp'),
+        'dense', 'dense-plain', 'dense-g2', 'reference', 'lors', 'lors-cp',
+        'lors-g4')),
+    Case('mixing', 'train', ('dense', 'dense-plain', 'lors', 'lors-g4'),
+         batch=2, rounds=7),
+    Case('mixing', 'train', (
+        'dense', 'dense-plain', 'reference', 'lors', 'lors-cp', 'lors-g4'),
          batch=2, queries=300, rounds=5),
     Case('decoder', 'forward', (
         'dense', 'dense-plain', 'reference', 'lors', 'lors-g4', 'lors-folded',
@@ -141,5 +152,5 @@ COMPARED = (
     *(Case('decoder', 'forward', (
         'dense-graphed', 'lors-graphed', 'folded-graphed', 'dense-compiled',
         'lors-compiled', 'dense', 'lors', 'reference'),
-           device='cuda', dtype=dtype, rounds=50) for dtype in DTYPES),
+           device='cuda', dtype=dtype, rounds=50) for dtype in DTYPES[:2]),
 )  # fmt: skip

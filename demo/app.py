@@ -73,6 +73,11 @@ def main():
         '--device',
         help='cpu, cuda:0, ... (the best that is there if not given)',
     )
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let a .pt2 file run code while it is loaded',
+    )
     args = parser.parse_args()
     if args.config and not args.checkpoint:
         parser.error('expected CONFIG and CHECKPOINT, or neither')
@@ -84,13 +89,16 @@ def main():
                 "the app needs gradio: pip install 'lors_det[demo]'"
             )
         files = [first, second] if second else [first]
-        app = build(load(files, args.device, errors))
+        app = build(load(files, args.device, errors, args.trust))
         print(serve(app, args.port), flush=True)
         app.block_thread()
 
 
 def load(
-    files: list[tuple[str, str]], device: str | None, errors: OneLineErrors
+    files: list[tuple[str, str]],
+    device: str | None,
+    errors: OneLineErrors,
+    trust: bool = False,
 ) -> dict[str, Predictor]:
     """Load models from their configs and checkpoints, and name them."""
     from lors_det.cli.explain import load_predictor
@@ -99,7 +107,9 @@ def load(
     models = {}
     for config, checkpoint in files:
         errors.cfg = load_config(config)
-        args = SimpleNamespace(checkpoint=checkpoint, device=device)
+        args = SimpleNamespace(
+            checkpoint=checkpoint, device=device, trust=trust
+        )
         name = Path(config).stem
         name = checkpoint if name in models else name
         models[name] = load_predictor(args, errors.cfg)
@@ -113,7 +123,8 @@ def build(models: dict[str, Predictor]) -> Any:
     import gradio as gr
 
     predictors = tuple(models.values())
-    num_stages = max(each.model.decoder.num_stages for each in predictors)
+    decoders = [getattr(each.model, 'decoder', None) for each in predictors]
+    num_stages = max(getattr(each, 'num_stages', 1) for each in decoders)
     with gr.Blocks(title='lors_det') as app:
         gr.Markdown(ABOUT)
         with gr.Row():
@@ -193,9 +204,14 @@ def detect(
 
     Gradio names a file by its content: one name is one image.
     """
-    from lors_det.analysis.trace import trace_image
+    from lors_det.analysis.trace import trace_exported, trace_image
 
-    traces = [trace_image(each, Path(file)) for each in predictors]
+    traces = [
+        (trace_image if hasattr(each.model, 'decoder') else trace_exported)(
+            each, Path(file)
+        )
+        for each in predictors
+    ]
     times, end = [math.inf for _ in predictors], time.monotonic() + 1
     while time.monotonic() < end:  # the fastest run was disturbed least
         for i, predictor in enumerate(predictors):
@@ -235,18 +251,21 @@ def tabulate(
 ) -> list[list[str]]:
     """Return a row for each model; of two, also the ratio."""
     sizes = [
-        [sum(p.numel() for p in part.parameters()) for part in (m, m.decoder)]
-        for m in (predictor.model for predictor in models.values())
-    ]
+        [sum(p.numel() for p in part.parameters()) for part in parts]
+        for parts in (
+            (each.model, getattr(each.model, 'decoder', each.model))
+            for each in models.values()
+        )
+    ]  # 0 of exported files, which do not tell
     rows = [
-        [name, f'{model:,}', f'{decoder:,}', f'{ms:.0f}', f'{count}']
-        for name, (model, decoder), ms, count in zip(
+        [name, *(f'{n:,}' if n else '' for n in size), f'{ms:.0f}', f'{count}']
+        for name, size, ms, count in zip(
             models, sizes, times, found, strict=True
         )
     ]
     if len(rows) == 2:
         pairs = [*zip(*sizes, strict=True), times]
-        ratios = [f'{first / second:.2f}' for first, second in pairs]
+        ratios = [f'{a / b:.2f}' if a and b else '' for a, b in pairs]
         rows.append(['first / second', *ratios, ''])
     return rows
 

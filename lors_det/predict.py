@@ -23,6 +23,11 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from lors_det.datasets.images import LoadCheckedImage
+from lors_det.deploy.exported import (
+    check_exported_options,
+    exported_config,
+    is_exported,
+)
 from lors_det.errors import UsageError
 from lors_det.files import load_config
 from lors_det.hooks.checkpoint import load_strictly
@@ -36,11 +41,12 @@ class Predictor:
 
     Args:
         config: The config, or its file.
-        checkpoint: Its weights.
+        checkpoint: Its weights, or a file that tools/export.py wrote.
         device: As in torch, ``'cpu'`` or ``'cuda:0'``; the best one that is
-            there if not given.
+            there if not given. Exported files run on the CPU.
         trust: Whether the checkpoint may run code while it is loaded.
         dtype: Type to compute in: ``float32``, ``float16``, ``bfloat16``.
+            Exported files have their own.
 
     Attributes:
         classes: Names of the classes, by label.
@@ -65,14 +71,20 @@ class Predictor:
         )
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         self.config = copy.deepcopy(cfg)  # to build a model may change it
-        device = device or get_device()
-        check_device(device)
-        found = load_checkpoint(checkpoint, trust=trust)
-        self.model: Any = MODELS.build(cfg.model)
-        load_strictly(self.model, found, str(checkpoint), 'test')
-        self.model.to(device).eval()
-        predict_in(self.model, dtype, device)
-        self.classes = _classes(found.get('meta') or {}, cfg)
+        self.model: Any
+        if is_exported(checkpoint):
+            check_exported_options(device, dtype)
+            self.model = MODELS.build(exported_config(cfg, checkpoint, trust))
+            self.classes = self.model.meta['classes']
+        else:
+            device = device or get_device()
+            check_device(device)
+            found = load_checkpoint(checkpoint, trust=trust)
+            self.model = MODELS.build(cfg.model)
+            load_strictly(self.model, found, str(checkpoint), 'test')
+            self.model.to(device).eval()
+            predict_in(self.model, dtype, device)
+            self.classes = _classes(found.get('meta') or {}, cfg)
         load, *others = get_test_pipeline_cfg(cfg.copy())
         settings = {key: load[key] for key in load if key != 'type'}
         self._loader = LoadCheckedImage(**settings)

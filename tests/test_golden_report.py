@@ -4,8 +4,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from helpers.golden_checks import CHECKS
 from helpers.golden_report import BEGIN, END
-from test_golden import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Exact, or with a table of their own.

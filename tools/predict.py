@@ -16,7 +16,9 @@ def main():
     )
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument(
-        'checkpoint', metavar='CHECKPOINT', help='checkpoint file'
+        'checkpoint',
+        metavar='CHECKPOINT',
+        help='checkpoint, or a file that tools/export.py wrote',
     )
     parser.add_argument(
         'inputs',

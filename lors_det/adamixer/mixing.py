@@ -126,4 +126,5 @@ def normalise(x: Tensor) -> Tensor:
     Returns:
         The same shape.
     """
-    return F.layer_norm(x, x.shape[-2:])
+    points, channels = map(int, x.shape[-2:])  # exporters take no others
+    return F.layer_norm(x, (points, channels))

@@ -49,5 +49,5 @@ class InitialQueries(nn.Module):
         centre, size = self.boxes.to(image_sizes).split(2, dim=-1)
         boxes = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
         boxes = boxes * image_sizes.repeat(1, 2)[:, None]  # (B, N, 4)
-        content = F.layer_norm(self.content, self.content.shape[-1:])
-        return content.expand(len(boxes), -1, -1), encode_boxes(boxes)
+        content = F.layer_norm(self.content, (int(self.content.shape[-1]),))
+        return content.expand(boxes.shape[0], -1, -1), encode_boxes(boxes)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,8 @@ class Pyramid(NamedTuple):
                 f'decoder.strides={list(strides)}: the neck gives '
                 f'{len(feats)} levels, expected one stride for each'
             )
-        value = torch.cat([feat.flatten(2).mT for feat in feats], dim=1)
+        rows = [feat.flatten(2).transpose(1, 2) for feat in feats]
+        value = torch.cat(rows, dim=1)
         value = at_least_float32(value)
         # Filled on the device: copying from the host would wait for it, and
         # cannot be recorded in a CUDA graph.
@@ -91,7 +92,9 @@ def level_weights(z: Tensor, strides: Tensor) -> Tensor:
     return (-distance / LEVEL_TAU).softmax(-1)
 
 
-def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
+def sample_3d(
+    pyramid: Pyramid, points: Tensor, in_one_pass: bool = True
+) -> Tensor:
     """Sample a feature pyramid at points of continuous position and scale.
 
     Bilinear in a level with zeros outside the (padded) map and pixel centres
@@ -105,6 +108,8 @@ def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
         pyramid: With C channels.
         points: (B, N, G, P, 3): x, y in pixels, z = log2 of the scale in
             pixels. Group g samples the g-th block of C/G channels.
+        in_one_pass: Whether gather and sum are one operator of torch, which
+            other runtimes do not have.
 
     Returns:
         (B, N, G, P, C/G) in at least float32.
@@ -125,22 +130,41 @@ def sample_3d(pyramid: Pyramid, points: Tensor) -> Tensor:
     columns, x_weights = _neighbours(x, pyramid.strides, widths)
     rows, y_weights = _neighbours(y, pyramid.strides, heights)
     y_weights = y_weights * level_weights(z, pyramid.strides)[..., None]
-    weights = y_weights[..., :, None] * x_weights[..., None, :]
 
     # Group g of position t of image b is row (b T + t) G + g of the table.
     first = pyramid.level_start_index[:, None] + rows * widths[:, None]
-    positions = first[..., :, None] + columns[..., None, :]
     images = torch.arange(batch, device=points.device) * num_positions
     groups = torch.arange(num_groups, device=points.device)
-    positions = positions + images.view(-1, 1, 1, 1, 1, 1, 1)
-    index = positions * num_groups + groups.view(-1, 1, 1, 1, 1)
-    sampled = F.embedding_bag(
-        index.flatten(0, 3).flatten(1),  # (B N G P, 4 levels)
-        pyramid.value.view(-1, channels // num_groups),
-        per_sample_weights=weights.flatten(0, 3).flatten(1),
-        mode='sum',
-    )
+    first = (first + images.view(-1, 1, 1, 1, 1, 1)) * num_groups
+    first = first + groups.view(-1, 1, 1, 1)
+    index = _outer(torch.add, first, columns * num_groups)
+    weights = _outer(torch.mul, y_weights, x_weights)
+    table = pyramid.value.view(-1, channels // num_groups)
+    if in_one_pass:
+        sampled = F.embedding_bag(
+            index, table, per_sample_weights=weights, mode='sum'
+        )
+    else:
+        sampled = weights[:, None] @ table[index]
     return sampled.view(*points.shape[:-1], -1)
+
+
+def _outer(
+    function: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor
+) -> Tensor:
+    """Combine what belongs to 2 rows and to 2 columns.
+
+    Args:
+        function: Adds or multiplies.
+        y: (B, N, G, P, levels, 2).
+        x: (B, N, G, P, levels, 2).
+
+    Returns:
+        (B N G P, 4 levels).
+    """
+    # Flat first: OpenVINO's processors read beyond tensors of seven axes.
+    y, x = y.flatten(0, 3), x.flatten(0, 3)
+    return function(y[..., :, None], x[..., None, :]).flatten(1)
 
 
 def _neighbours(
@@ -182,7 +206,12 @@ class AdaptiveSampling(nn.Module):
         num_groups: Number G of channel groups.
         in_points: Number P_in of points of a group.
         stack: Where the stages' maps come from (`StackConfig`).
+
+    Attributes:
+        in_one_pass: See `sample_3d`.
     """
+
+    in_one_pass = True
 
     def __init__(
         self,
@@ -258,4 +287,5 @@ class AdaptiveSampling(nn.Module):
         Returns:
             (B, N, G, P_in, C/G).
         """
-        return sample_3d(pyramid, self.points(content, xyzr, stage))
+        points = self.points(content, xyzr, stage)
+        return sample_3d(pyramid, points, self.in_one_pass)

@@ -152,6 +152,35 @@ def trace_image(predictor: Predictor, path: Path) -> ImageTrace:
     )
 
 
+def trace_exported(predictor: Predictor, path: Path) -> ImageTrace:
+    """Detect in an image with an exported file, which tells no more than that.
+
+    Args:
+        predictor: With an exported file.
+        path: The image.
+
+    Returns:
+        One stage, without sampling points, with a query for each detection.
+
+    Raises:
+        UsageError: If the image cannot be decoded.
+    """
+    ((frame, sample),) = predictor.stream(path)
+    found = sample.pred_instances
+    boxes, size = found.bboxes, len(found)
+    scores = boxes.new_zeros(size, len(predictor.classes))
+    queries = torch.arange(size)
+    scores[queries, found.labels] = found.scores
+    stage = StageTrace(
+        boxes, boxes, boxes.new_zeros(size, size), boxes.new_zeros(size, 0),
+        boxes.new_zeros(size, 1, 0, 3), boxes.new_zeros(size, 1, 0, 0), scores,
+    )  # fmt: skip
+    return ImageTrace(
+        frame.image[..., ::-1], [stage], found.scores, found.labels, queries,
+        predictor.classes, (),
+    )  # fmt: skip
+
+
 def _in_original_pixels(stage: StageTrace, factor: Tensor) -> StageTrace:
     """Undo the resizing of a batch of one image, and the batch."""
     points = stage.points.clone()

@@ -43,7 +43,9 @@ def train_parser() -> argparse.ArgumentParser:
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of tools/test.py."""
     parser = _common_parser('Test a detector.')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint', help='checkpoint, or a file that tools/export.py wrote'
+    )
     parser.add_argument(
         '--out',
         metavar='FILE',

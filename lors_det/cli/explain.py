@@ -17,6 +17,7 @@ from lors_det.analysis.explain import (
 )
 from lors_det.analysis.trace import ImageTrace, trace_image
 from lors_det.cli.boundary import OneLineErrors
+from lors_det.deploy.exported import is_exported
 from lors_det.errors import UsageError
 from lors_det.files import load_config
 from lors_det.media import IMAGES
@@ -36,6 +37,11 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
     Raises:
         UsageError: If an argument is wrong.
     """
+    if is_exported(args.checkpoint):
+        raise UsageError(
+            f'CHECKPOINT: {args.checkpoint}: the stages of an exported file '
+            'cannot be seen; expected a checkpoint'
+        )
     images = [] if args.image is None else find_images(args.image)
     errors.cfg = load_config(args.config)
     predictor = load_predictor(args, errors.cfg)
@@ -79,7 +85,8 @@ def load_predictor(args: argparse.Namespace, cfg: Config) -> Predictor:
             f"CONFIG: model.type={model_type!r}: expected 'AdaMixer'"
         )
     cfg.model.compile = False  # compiled parts call no hooks
-    return Predictor(cfg, args.checkpoint, args.device)
+    trust = getattr(args, 'trust', False)
+    return Predictor(cfg, args.checkpoint, args.device, trust)
 
 
 def find_images(path: Path) -> list[Path]:

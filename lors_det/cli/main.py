@@ -19,6 +19,7 @@ COMMANDS = {
     'train': ('train', 'train a detector'),
     'test': ('test', 'measure the AP of a checkpoint'),
     'predict': ('predict', 'detect on images, videos and cameras'),
+    'export': ('export', 'write a detector as ONNX, OpenVINO or .pt2'),
     'analyse': ('analyse', 'write a report about the errors of detections'),
     'explain': ('explain', 'draw how a detection came about'),
     'plot': ('plot_run', 'plot loss and AP of runs'),

@@ -15,6 +15,11 @@ from mmengine.device import get_device
 
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.launch import build_runner, leave
+from lors_det.deploy.exported import (
+    check_exported_options,
+    exported_config,
+    is_exported,
+)
 from lors_det.errors import UsageError
 from lors_det.files import check_output
 from lors_det.precision import predict_in
@@ -41,7 +46,12 @@ def test(cfg: Config, args: argparse.Namespace, errors: OneLineErrors) -> None:
         raise UsageError(
             f'--out {args.out}: expected a name ending in .pkl or .bbox.json'
         )
-    cfg.load_from = args.checkpoint
+    if is_exported(args.checkpoint):
+        check_exported_options(None, args.dtype)
+        cfg.model = exported_config(cfg, args.checkpoint, args.trust)
+        cfg.load_from = None
+    else:
+        cfg.load_from = args.checkpoint
     if args.show_dir:
         if 'visualization' not in cfg.default_hooks:
             raise UsageError('--show-dir: the model of this config draws none')

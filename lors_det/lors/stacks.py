@@ -44,10 +44,16 @@ class Stack(nn.Module):
             fields, or None for dense.
         key: Name of the stack's setting, for error messages.
 
+    Attributes:
+        always_sum: Whether weights are summed up however few the inputs are:
+            for exported graphs, whose runtime does it once for all.
+
     Raises:
         TypeError: If ``num_layers`` or ``config`` has a wrong type.
         ValueError: If ``num_layers`` is below 1 or the mode is unknown.
     """
+
+    always_sum = False
 
     def __init__(self, num_layers: int, config: object, key: str) -> None:
         super().__init__()
@@ -236,6 +242,8 @@ class StackedLinear(Stack):
         Returns:
             Whether ``B (A x)`` is cheaper than ``B A``.
         """
+        if self.always_sum:
+            return False
         applied = num_rows * (self.in_features + self.out_features)
         summed = self.in_features * self.out_features
         if self.shared is None:
@@ -365,7 +373,7 @@ class AdaptiveStack(Stack):
         if name not in self.private_E:
             assert full is not None
             return self._as_matrices(full(query))
-        if math.prod(query.shape[:-1]) > self.query_dim:
+        if self.always_sum or math.prod(query.shape[:-1]) > self.query_dim:
             # Cheaper for many queries: add the terms once, to the generator.
             weight, bias = self.summed_generator(layer)
             return self._as_matrices(F.linear(query, weight, bias))
@@ -405,13 +413,14 @@ class AdaptiveStack(Stack):
             num_terms, r = a.shape[1:3]
             e = _weight_and_bias(self.private_E[name])  # (G K r r, C + 1)
             e = e.unflatten(0, (self.num_groups, num_terms, r, r))
-            ea = a.mT[:, :, None] @ e  # (G, K, r, cols, C + 1)
+            ea = a.transpose(-1, -2)[:, :, None] @ e  # (G, K, r, cols, C + 1)
             ea = ea.flatten(3).flatten(1, 2)  # (G, K r, cols * (C + 1))
             b = b.transpose(1, 2).flatten(2)  # (G, rows, K r)
             if base is None:
                 base = b @ ea
             else:
-                base = torch.baddbmm(base.view(len(b), self.rows, -1), b, ea)
+                base = base.view(self.num_groups, self.rows, -1)
+                base = torch.baddbmm(base, b, ea)
             base = base.view(-1, e.shape[-1])
         assert base is not None
         return base[:, :-1], base[:, -1]

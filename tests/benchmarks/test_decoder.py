@@ -7,11 +7,9 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers.factories import STRIDES, decoder_config
 from torch import Tensor
 
 from benchmarks import cases, decoder
@@ -24,18 +22,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes of the tests instead of those of the configs."""
-
-    def small(name: str) -> dict[str, Any]:
-        if 'lors' in name:
-            return decoder_config('lors', strides=STRIDES)
-        return decoder_config(
-            num_groups=4, in_points=2, strides=STRIDES, stacks={}
-        )
-
-    monkeypatch.setattr(cases, 'decoder_settings', small)
+pytestmark = pytest.mark.usefixtures('small_decoders')
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class DecoderAlone(nn.Module):
 
 
 def recorded_decoder(golden: Golden) -> DecoderAlone:
-    model = DecoderAlone(golden.config).to(golden.dtype)
+    model = DecoderAlone(golden.config).to(golden.device, golden.dtype)
     load(model, golden)
     return model
 
@@ -82,7 +82,9 @@ def recorded_decoder(golden: Golden) -> DecoderAlone:
 def image_sizes(golden: Golden) -> Tensor:
     """(B, 2) width and height."""
     shapes = [image['img_shape'][:2] for image in golden.config['images']]
-    return torch.tensor([(w, h) for h, w in shapes], dtype=golden.dtype)
+    return torch.tensor(
+        [(w, h) for h, w in shapes], dtype=golden.dtype, device=golden.device
+    )
 
 
 def decoder_outputs(golden: Golden) -> Iterator[Comparison]:

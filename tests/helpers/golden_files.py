@@ -76,21 +76,27 @@ class Golden:
         config: The sidecar: every hyper-parameter.
         arrays: Everything recorded, by name.
         dtype: Floating point type that the arrays are given in.
+        device: Where the arrays are.
     """
 
     config: dict[str, Any]
     arrays: dict[str, np.ndarray]
     dtype: torch.dtype
+    device: str = 'cpu'
 
     @classmethod
-    def load(cls, path: Path, dtype: torch.dtype) -> Golden:
+    def load(
+        cls, path: Path, dtype: torch.dtype, device: str = 'cpu'
+    ) -> Golden:
         config = json.loads(path.with_suffix('.json').read_text())
         with np.load(path) as file:
-            return cls(config, {k: file[k] for k in file.files}, dtype)
+            arrays = {k: file[k] for k in file.files}
+        return cls(config, arrays, dtype, device)
 
     def __getitem__(self, name: str) -> Tensor:
         x = torch.from_numpy(np.asarray(self.arrays[name]))
-        return x.to(self.dtype) if x.is_floating_point() else x
+        dtype = self.dtype if x.is_floating_point() else x.dtype
+        return x.to(self.device, dtype)
 
     def bounds(self) -> dict[str, float]:
         """Bounds by what is compared.
@@ -164,7 +170,8 @@ def absolute_error(found: Tensor, expected: Tensor) -> float:
         raise AssertionError(f'{found.shape} is not {expected.shape}')
     if not expected.numel():
         return 0.0
-    difference = found.detach().double() - expected.double()
+    found = found.detach().double().to(expected.device)
+    difference = found - expected.double()
     return float(difference.abs().max())
 
 

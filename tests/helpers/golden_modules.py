@@ -52,7 +52,7 @@ class Recorded(nn.Module):
         dim = config.get('in_dim') or config.get('content_dim')
         groups = config['n_groups']
         self.names = DetectorNames(lors, groups, dim // groups)
-        self.to(golden.dtype)
+        self.to(golden.device, golden.dtype)
         state = golden.section('state/')
         state = {prefix + name: x for name, x in state.items()}
         missing, unexpected = self.load_state_dict(

@@ -16,8 +16,8 @@ import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from test_golden import checks
 
+from helpers.golden_checks import checks
 from helpers.golden_files import BOUNDS, Golden
 from lors_det.files import write_between_marks
 

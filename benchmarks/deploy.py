@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time detectors out of Python: python -m benchmarks.deploy [--help].
+
+Dense AdaMixer, LORS, and LORS at AdaMixer's shape, in torch, onnxruntime and
+OpenVINO: each image runs through all of them, one image at a time, before the
+next one comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+
+from benchmarks.document import machine
+from lors_det.analysis.tables import markdown_table
+from lors_det.analysis.timing import measure, ratio
+from lors_det.deploy.export import export_detector
+from lors_det.deploy.formats import FORMATS
+from lors_det.deploy.parity import Reference
+from lors_det.errors import UsageError
+from lors_det.files import load_config, write_between_marks
+from lors_det.predict import Predictor
+
+CONFIG = 'configs/bccd/%s_bccd.py'
+WEIGHTS = 'demo/checkpoints/%s_bccd.pth'
+DENSE, LORS = 'adamixer_mobilenetv2', 'lors-adamixer_mobilenetv2'
+FOUR_GROUP = 'lors-adamixer_mobilenetv2_4-group'
+IMAGES = Path('demo/bccd/images')
+DOCUMENT = Path('docs/deploy.md')
+MARKS = (
+    '<!-- python -m benchmarks.deploy writes from here -->\n',
+    '<!-- end of deploy -->\n',
+)
+HEADER = [
+    'model', 'runs in', 'weights', 'time', 'file', 'p50 ms', 'p95 ms', 'MB',
+    'AP',
+]  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """A detector in one runtime.
+
+    Args:
+        labels: Model, runtime, type of the stored weights.
+        predictor: What runs.
+        size: Bytes of the file; in torch of the weights.
+        ap: On BCCD's validation part, in points; None of random weights.
+    """
+
+    labels: tuple[str, str, str]
+    predictor: Predictor
+    size: int
+    ap: float | None
+
+
+def build_variants(
+    label: str, config: str, checkpoint: Path, trained: bool, folder: Path
+) -> list[Variant]:
+    """Export a detector, and load it in each runtime.
+
+    Args:
+        label: What the table calls the detector.
+        config: Its config.
+        checkpoint: Its weights.
+        trained: Whether its AP means anything.
+        folder: Where the files go.
+    """
+    eager = Predictor(config, checkpoint, 'cpu')
+    reference = Reference(eager)
+    compiled = load_config(config)
+    compiled.model.compile = True
+    size = sum(
+        value.numel() * value.element_size()
+        for value in eager.model.state_dict().values()
+    )
+    found = {
+        ('torch', 'float32'): (eager, size),
+        ('torch, compiled', 'float32'): (
+            Predictor(compiled, checkpoint, 'cpu'), size,
+        ),
+        ('torch, bfloat16', 'float32'): (
+            Predictor(config, checkpoint, 'cpu', dtype='bfloat16'), size,
+        ),
+    }  # fmt: skip
+    for file_format, name in (('onnx', 'onnxruntime'), ('openvino',) * 2):
+        for dtype in ('float32', 'float16'):
+            path = folder / f'{label}-{dtype}{FORMATS[file_format][0]}'
+            summary = export_detector(eager, path, file_format, dtype)
+            found[name, dtype] = Predictor(config, path), summary.size
+    return [
+        Variant(
+            (label, runtime, dtype), predictor, size,
+            reference.measure(predictor) if trained else None,
+        )
+        for (runtime, dtype), (predictor, size) in found.items()
+    ]  # fmt: skip
+
+
+def time_images(
+    variants: Sequence[Variant], images: Sequence[Path]
+) -> list[list[float]]:
+    """Time from prepared images to detections.
+
+    Args:
+        variants: What runs, in alternating order.
+        images: Files; each variant runs on each.
+
+    Returns:
+        Seconds of each image, for each variant.
+    """
+    prepare = variants[0].predictor._prepare
+    seconds: dict[str, list[float]] = {str(v.labels): [] for v in variants}
+    for number, path in enumerate(images):
+        image = cv2.imread(str(path))
+        batch = pseudo_collate([prepare({'img': image, 'img_id': 0})])
+        order = variants if number % 2 else variants[::-1]
+        calls = {str(v.labels): partial(v.predictor.run, batch) for v in order}
+        for name, (time,) in measure(calls, 1).items():
+            seconds[name].append(time)
+    return [*seconds.values()]
+
+
+def table(
+    variants: Sequence[Variant], seconds: Sequence[Sequence[float]]
+) -> list[list[str]]:
+    """Return the rows of the table; ratios are against the first variant.
+
+    Args:
+        variants: What ran.
+        seconds: See `time_images`.
+    """
+    rows = []
+    for variant, times in zip(variants, seconds, strict=True):
+        p50, p95 = 1e3 * np.quantile(times, [0.5, 0.95])
+        rows.append(
+            [
+                *variant.labels,
+                ratio(times, seconds[0]).text(),
+                f'{variant.size / variants[0].size:.2f}',
+                f'{p50:.1f}',
+                f'{p95:.1f}',
+                f'{variant.size / 1e6:.1f}',
+                '' if variant.ap is None else f'{variant.ap:.1f}',
+            ]
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write into the document.
+
+    Args:
+        arguments: Those of the process if None.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.deploy', description=__doc__
+    )
+    parser.add_argument('--images', type=int, default=200, metavar='N')
+    parser.add_argument(
+        '--four-group',
+        type=Path,
+        metavar='CHECKPOINT',
+        help=f'of {CONFIG % FOUR_GROUP} (random weights if not given, which '
+        'take the same time)',
+    )
+    parser.add_argument('--document', type=Path, default=DOCUMENT)
+    args = parser.parse_args(arguments)
+    images = sorted(IMAGES.glob('*.jpg'))[: args.images]
+    if not 1 <= args.images <= len(images):
+        raise UsageError(
+            f'--images {args.images}: expected 1 to {len(images)}'
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        four_group = args.four_group or draw_weights(folder)
+        models = (
+            ('dense', DENSE, Path(WEIGHTS % DENSE), True),
+            ('LORS', LORS, Path(WEIGHTS % LORS), True),
+            (
+                "LORS at AdaMixer's shape", FOUR_GROUP, four_group,
+                bool(args.four_group),
+            ),
+        )  # fmt: skip
+        variants = [
+            variant
+            for label, config, checkpoint, trained in models
+            for variant in build_variants(
+                label, CONFIG % config, checkpoint, trained, folder
+            )
+        ]
+        seconds = time_images(variants, images)
+    text = '\n\n'.join(
+        [
+            f'Measured on: {machine()}; {len(images)} images of BCCD, one at '
+            'a time; all runtimes may use all cores.',
+            markdown_table([HEADER, *table(variants, seconds)]),
+        ]
+    )
+    print(text)
+    write_between_marks(args.document, *MARKS, f'\n{text}\n\n')
+
+
+def draw_weights(folder: Path) -> Path:
+    """Write random weights of LORS at AdaMixer's shape.
+
+    Args:
+        folder: Where the file goes.
+    """
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(load_config(CONFIG % FOUR_GROUP).model)
+    classes = {'classes': ['RBC', 'WBC', 'Platelets']}
+    path = folder / 'random.pth'
+    torch.save(
+        {'meta': {'dataset_meta': classes}, 'state_dict': model.state_dict()},
+        path,
+    )
+    return path
+
+
+if __name__ == '__main__':
+    main()
