@@ -133,7 +133,9 @@ def test_installs_beside_the_original_packages(
     pip = [*PIP, '--isolated', '--python', str(python)]
     install = [*pip, 'install', '--no-index']
 
-    subprocess.run([*install, wheel], check=True)
+    # What is beside the tests is not in that environment.
+    clean = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    subprocess.run([*install, wheel], check=True, env=clean)
     after = digests(site)
     assert {path: after.get(path) for path in before} == before
     ours = {path.relative_to(site).parts[0] for path in after.keys() - before}
@@ -141,7 +143,10 @@ def test_installs_beside_the_original_packages(
     assert all(name.startswith('lors_det') for name in ours)
 
     more = subprocess.run(
-        [*install, f'{wheel}[onedl]'], capture_output=True, text=True
+        [*install, f'{wheel}[onedl]'],
+        env=clean,
+        capture_output=True,
+        text=True,
     )
     assert more.returncode == 1
     assert 'No matching distribution found for onedl-' in more.stderr
