@@ -44,7 +44,7 @@ def weights(path: Path) -> dict[str, tuple[int, ...]]:
     ('name', 'form', 'with_ap'),
     [
         (LORS, ('onnx', 'float32', False), True),
-        (LORS, ('openvino', 'float16', True), True),
+        (LORS, ('openvino', 'float16', True), False),
         (DENSE, ('onnx', 'float16', True), False),
     ],
 )
