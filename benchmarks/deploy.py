@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +22,13 @@ from mmengine.dataset import pseudo_collate
 
 from benchmarks.document import machine
 from lors_det.analysis.tables import markdown_table
-from lors_det.analysis.timing import measure, ratio
+from lors_det.analysis.timing import ratio
 from lors_det.deploy.export import export_detector
 from lors_det.deploy.formats import FORMATS
 from lors_det.deploy.parity import Reference
 from lors_det.errors import UsageError
 from lors_det.files import load_config, write_between_marks
+from lors_det.precision import gains
 from lors_det.predict import Predictor
 
 CONFIG = 'configs/bccd/%s_bccd.py'
@@ -87,10 +88,10 @@ def build_variants(
         ('torch, compiled', 'float32'): (
             Predictor(compiled, checkpoint, 'cpu'), size,
         ),
-        ('torch, bfloat16', 'float32'): (
-            Predictor(config, checkpoint, 'cpu', dtype='bfloat16'), size,
-        ),
     }  # fmt: skip
+    if gains('bfloat16', 'cpu'):  # emulated, it is many times slower
+        half = Predictor(config, checkpoint, 'cpu', dtype='bfloat16')
+        found['torch, bfloat16', 'float32'] = half, size
     for file_format, name in (('onnx', 'onnxruntime'), ('openvino',) * 2):
         for dtype in ('float32', 'float16'):
             path = folder / f'{label}-{dtype}{FORMATS[file_format][0]}'
@@ -119,13 +120,16 @@ def time_images(
     """
     prepare = variants[0].predictor._prepare
     seconds: dict[str, list[float]] = {str(v.labels): [] for v in variants}
-    for number, path in enumerate(images):
+    for number, path in enumerate([images[0], *images]):
         image = cv2.imread(str(path))
         batch = pseudo_collate([prepare({'img': image, 'img_id': 0})])
         order = variants if number % 2 else variants[::-1]
-        calls = {str(v.labels): partial(v.predictor.run, batch) for v in order}
-        for name, (time,) in measure(calls, 1).items():
-            seconds[name].append(time)
+        for variant in order:
+            begin = time.perf_counter()
+            variant.predictor.run(batch)
+            if number:  # the first round warms up
+                spent = time.perf_counter() - begin
+                seconds[str(variant.labels)].append(spent)
     return [*seconds.values()]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be right on a GPU: the first parts of benchmarks.gpu."""
+"""Check what has to be right on a GPU: the first parts of benchmarks.gpu."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """Where the parts run, and how long they may.
+    """Device and deadline of the parts.
 
     Args:
         device: As in torch.
@@ -66,7 +66,7 @@ class Context:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the device is a GPU; all is small where it is not."""
+        """True on a GPU; elsewhere all sizes are small."""
         return self.device.startswith('cuda')
 
     def left(self) -> float:

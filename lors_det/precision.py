@@ -76,6 +76,19 @@ def predict_in(model: Any, dtype: str, device: str) -> None:
     model.test_step = test_step
 
 
+def gains(dtype: str, device: str) -> bool:
+    """Return whether a device computes in a type; True if nobody can tell.
+
+    Args:
+        dtype: ``float16`` or ``bfloat16``.
+        device: As in torch.
+    """
+    if device == 'cpu' and CPU_INFO.is_file():
+        text = CPU_INFO.read_text()
+        return any(flag in text for flag in CPU_FLAGS[dtype])
+    return device == 'cpu' or _computes_in(dtype, device)
+
+
 def remark(dtype: str, device: str) -> None:
     """Say so in a line if a type gains nothing on a device.
 
@@ -83,14 +96,8 @@ def remark(dtype: str, device: str) -> None:
         dtype: ``float16`` or ``bfloat16``.
         device: As in torch.
     """
-    is_cpu = device == 'cpu'
-    if is_cpu and CPU_INFO.is_file():
-        text = CPU_INFO.read_text()
-        gains = any(flag in text for flag in CPU_FLAGS[dtype])
-    else:  # nobody to ask: no remark
-        gains = is_cpu or _computes_in(dtype, device)
-    if not gains and os.environ.get('RANK', '0') == '0':
-        name = 'processor' if is_cpu else 'GPU'
+    if not gains(dtype, device) and os.environ.get('RANK', '0') == '0':
+        name = 'processor' if device == 'cpu' else 'GPU'
         print(
             f'{dtype} gains nothing here: this {name} has no instructions '
             'for it'

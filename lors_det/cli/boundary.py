@@ -190,7 +190,7 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
         text = f'unknown key{suggest(path[-1], taken)}'
     elif re.search(UNKNOWN_TYPE, text) and 'type' in _keys(part):
         wanted = _local(frames, 'obj_type')
-        keys = (key for key, value in part.items() if value == wanted)
+        keys = (key for key in part if wanted and part[key] == wanted)
         path = (*path, next(keys, 'type'))
         text = _unknown_type(str(part[path[-1]]), frames)
     elif isinstance(error, URLError):

@@ -37,7 +37,7 @@ OPSET = 17
 
 
 class Summary(NamedTuple):
-    """What was written.
+    """Summary of an exported file.
 
     Args:
         path: The file.
@@ -59,7 +59,7 @@ class Summary(NamedTuple):
 
 
 class Graph(nn.Module):
-    """What is exported: prepared images to logits and boxes, or detections.
+    """Map prepared images to logits and boxes, or to detections.
 
     Args:
         model: The detector; it is changed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an exported file finds what its detector finds, on photographs."""
+"""Compare an exported file with its detector, on photographs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHARES = (1.0, 0.75)
 
 
 class Limits(NamedTuple):
-    """How far an exported file may be from its detector.
+    """Bounds on the difference of an exported file and its detector.
 
     Args:
         logits: Largest difference of 99 of 100; ten times that of any. Late

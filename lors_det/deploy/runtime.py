@@ -23,7 +23,7 @@ INPUTS = ('images', 'sizes', 'scales')
 
 
 class Detections(NamedTuple):
-    """What was found in an image, by descending score."""
+    """Detections of one image, by descending score."""
 
     boxes: Array  # (K, 4) x1, y1, x2, y2 in pixels, not clipped
     scores: Array  # (K,)
