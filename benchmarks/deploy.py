@@ -107,13 +107,14 @@ def build_variants(
 
 
 def time_images(
-    variants: Sequence[Variant], images: Sequence[Path]
+    variants: Sequence[Variant], images: Sequence[Path], pause: float = 0.05
 ) -> list[list[float]]:
     """Time from prepared images to detections.
 
     Args:
         variants: What runs, in alternating order.
         images: Files; each variant runs on each.
+        pause: Seconds before each call.
 
     Returns:
         Seconds of each image, for each variant.
@@ -125,6 +126,8 @@ def time_images(
         batch = pseudo_collate([prepare({'img': image, 'img_id': 0})])
         order = variants if number % 2 else variants[::-1]
         for variant in order:
+            # The threads of the runtime before wait busily for more work.
+            time.sleep(pause)
             begin = time.perf_counter()
             variant.predictor.run(batch)
             if number:  # the first round warms up
