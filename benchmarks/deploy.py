@@ -9,23 +9,27 @@ next one comes.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
+from onnxruntime import quantization
 
 from benchmarks.document import machine
 from lors_det.analysis.tables import markdown_table
 from lors_det.analysis.timing import ratio
-from lors_det.deploy.export import export_detector
+from lors_det.deploy.export import DTYPES, export_detector
 from lors_det.deploy.formats import FORMATS
 from lors_det.deploy.parity import Reference
+from lors_det.deploy.runtime import Detector
 from lors_det.errors import UsageError
 from lors_det.files import load_config, write_between_marks
 from lors_det.precision import gains
@@ -36,6 +40,9 @@ WEIGHTS = 'demo/checkpoints/%s_bccd.pth'
 DENSE, LORS = 'adamixer_mobilenetv2', 'lors-adamixer_mobilenetv2'
 FOUR_GROUP = 'lors-adamixer_mobilenetv2_4-group'
 IMAGES = Path('demo/bccd/images')
+TRAINING = Path('demo/bccd/annotations/instances_train.json')
+CALIBRATION_IMAGES = 64
+CONSTANT_WEIGHTS = {'MatMulConstBOnly': True}  # not generated ones
 DOCUMENT = Path('docs/deploy.md')
 MARKS = (
     '<!-- python -m benchmarks.deploy writes from here -->\n',
@@ -93,10 +100,16 @@ def build_variants(
         half = Predictor(config, checkpoint, 'cpu', dtype='bfloat16')
         found['torch, bfloat16', 'float32'] = half, size
     for file_format, name in (('onnx', 'onnxruntime'), ('openvino',) * 2):
-        for dtype in ('float32', 'float16'):
+        for dtype in DTYPES:
             path = folder / f'{label}-{dtype}{FORMATS[file_format][0]}'
             summary = export_detector(eager, path, file_format, dtype)
             found[name, dtype] = Predictor(config, path), summary.size
+    for method in QUANTIZE:
+        path = folder / f'{label}-{method}.onnx'
+        export_detector(eager, path, 'onnx', folded=True)
+        QUANTIZE[method](path)
+        dtype = f'int8, {method}'
+        found['onnxruntime', dtype] = Predictor(config, path), _size(path)
     return [
         Variant(
             (label, runtime, dtype), predictor, size,
@@ -104,6 +117,70 @@ def build_variants(
         )
         for (runtime, dtype), (predictor, size) in found.items()
     ]  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def quantize_dynamically(path: Path) -> None:
+    """Let matrix products take int8, with the range of each of their inputs.
+
+    Args:
+        path: An exported file, folded; it is written over.
+    """
+    quantization.quantize_dynamic(
+        path, path, op_types_to_quantize=['MatMul', 'Gemm'],
+        per_channel=True, extra_options=CONSTANT_WEIGHTS,
+    )  # fmt: skip
+
+
+class Calibration(quantization.CalibrationDataReader):
+    """Training images, as a file's detector takes them.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        content = json.loads(TRAINING.read_text())
+        detector = Detector(path)
+        files = (IMAGES / each['file_name'] for each in content['images'])
+        self.inputs = (
+            {
+                name: value[None]
+                for name, value in zip(
+                    detector.meta['inputs'],
+                    detector.prepare(cv2.imread(str(file))),
+                    strict=False,
+                )
+            }
+            for file in islice(files, CALIBRATION_IMAGES)
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next one, as onnxruntime asks for it."""
+        return next(self.inputs, None)
+
+
+def quantize_statically(path: Path) -> None:
+    """Let products and convolutions take int8, in ranges of training images.
+
+    Args:
+        path: An exported file, folded; it is written over.
+    """
+    reader = Calibration(path)
+    prepared = path.with_suffix('.prepared.onnx')
+    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    quantization.quantize_static(
+        prepared, path, reader, per_channel=True,
+        op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
+        activation_type=quantization.QuantType.QUInt8,
+        extra_options=CONSTANT_WEIGHTS,
+    )  # fmt: skip
+
+
+QUANTIZE = {'dynamic': quantize_dynamically, 'static': quantize_statically}
 
 
 def time_images(

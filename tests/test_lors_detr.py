@@ -66,7 +66,7 @@ def batch() -> dict[str, Any]:
     pipeline = [
         {'type': 'LoadImageFromFile'},
         {'type': 'LoadAnnotations', 'with_bbox': True},
-        {'type': 'Resize', 'scale': (256, 256), 'keep_ratio': False},
+        {'type': 'Resize', 'scale': (128, 128), 'keep_ratio': False},
         {'type': 'PackDetInputs'},
     ]
     dataset = CocoDataset(
@@ -100,6 +100,8 @@ def test_training_step_and_detections(
     torch.manual_seed(0)
     cfg = load(name)
     cfg.model.backbone.init_cfg = None
+    if 'num_queries' in cfg.model:
+        cfg.model.num_queries = 100
     model = MODELS.build(cfg.model)
     model.init_weights()
     assert type(model).__name__ == cfg.model.detector

@@ -23,7 +23,7 @@ def main():
     )
     parser.add_argument(
         '--dtype',
-        choices=['float32', 'float16'],
+        choices=['float32', 'float16', 'int8'],
         default='float32',
         help='type of the stored weights; all is computed in float32 '
         '(%(default)s)',

@@ -50,9 +50,9 @@ def main():
         action='store_true',
         help='check everything and print the commands; train nothing',
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with OneLineErrors(how_to_resume='the same command resumes the sweep'):
         args = parser.parse_args()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         from lors_det.cli.sweep import run_sweep  # late: --help needs no torch
 
         run_sweep(args)

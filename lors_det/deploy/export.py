@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -34,6 +35,10 @@ from lors_det.version import __version__
 
 #: The first opset in which LayerNormalization is one node.
 OPSET = 17
+#: Bytes of a stored weight, by its type.
+DTYPES = {'float32': 4, 'float16': 2, 'int8': 1}
+#: Smaller weights stay float32 where others become int8.
+MIN_INT8_SIZE = 1024
 
 
 class Summary(NamedTuple):
@@ -140,14 +145,17 @@ def export_detector(
 ) -> Summary:
     """Write a detector to a file.
 
-    Batch size, height and width stay free. Weights of type float16 are cast
-    to float32 when they are loaded, which halves the file and nothing else.
+    Batch size, height and width stay free. Weights of another type become
+    float32 when they are loaded: only the file is smaller. Of type int8 are
+    matrices and the kernels of convolutions, with a scale for each row or
+    output channel.
 
     Args:
         predictor: The detector, on the CPU; it stays as it is.
         path: The file; OpenVINO's weights go beside it, ending in ``.bin``.
         file_format: A key of `FORMATS`.
-        dtype: Type of the stored weights, ``float32`` or ``float16``.
+        dtype: Type of the stored weights, a key of `DTYPES`; the format torch
+            has no ``int8``.
         folded: Whether the file holds the sums of the stacks (`fold`). If not
             given, only in the format torch: the other runtimes sum up once,
             when they load the file.
@@ -168,6 +176,10 @@ def export_detector(
             f'--out {path}: expected a name ending in {ending} for the '
             f'format {file_format}'
         )
+    if (file_format, dtype) == ('torch', 'int8'):
+        raise UsageError(
+            '--dtype int8: expected float32 or float16 for the format torch'
+        )
     meta = describe(predictor)
     model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
     folded = file_format == 'torch' if folded is None else folded
@@ -186,7 +198,7 @@ def export_detector(
     for suffix, content in contents.items():
         atomic_write(path.with_suffix(suffix), content)
     size = sum(map(len, contents.values()))
-    difference = (full_count - count) * (2 if dtype == 'float16' else 4)
+    difference = (full_count - count) * DTYPES[dtype]
     return Summary(
         path, size, folded, size - difference if folded else size + difference,
         nodes, graph.inputs, graph.outputs,
@@ -281,6 +293,7 @@ def _simplify(model: Any, dtype: str) -> Any:
     options = onnxruntime.SessionOptions()
     level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = level
+    options.intra_op_num_threads = 1  # it runs nothing
     with tempfile.TemporaryDirectory() as folder:
         path = options.optimized_model_filepath = f'{folder}/model.onnx'
         onnxruntime.InferenceSession(model.SerializeToString(), options)
@@ -289,23 +302,43 @@ def _simplify(model: Any, dtype: str) -> Any:
     del model.graph.value_info[:]
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
-    casts = []
+    nodes = list[Any]()
     for weight in weights:
-        if dtype == 'float16' and weight.data_type == onnx.TensorProto.FLOAT:
-            half = onnx.numpy_helper.to_array(weight).astype('float16')
-            name = weight.name
-            weight.CopyFrom(onnx.numpy_helper.from_array(half, f'{name}.half'))
-            casts.append(
-                onnx.helper.make_node(
-                    'Cast', [weight.name], [name], to=onnx.TensorProto.FLOAT
-                )
-            )
-    nodes = [*casts, *model.graph.node]
+        if dtype != 'float32' and weight.data_type == onnx.TensorProto.FLOAT:
+            stored, to_float32 = _compress(weight, dtype)
+            model.graph.initializer.extend(stored)
+            nodes += to_float32
+        else:
+            model.graph.initializer.append(weight)
+    nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(weights)
     onnx.checker.check_model(model)
     return model
+
+
+def _compress(weight: Any, dtype: str) -> tuple[list[Any], list[Any]]:
+    """Return tensors of a smaller type, and nodes that give the weight."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    value, name = numpy_helper.to_array(weight), weight.name
+    small, wide = f'{name}.{dtype}', f'{name}.wide'
+    if dtype == 'float16':
+        stored = numpy_helper.from_array(value.astype('float16'), small)
+        cast = helper.make_node('Cast', [small], [name], to=TensorProto.FLOAT)
+        return [stored], [cast]
+    if value.ndim not in (2, 4) or value.size < MIN_INT8_SIZE:
+        return [weight], []
+    axes = tuple(range(1, value.ndim))
+    scale = np.abs(value).max(axes, keepdims=True) / np.float32(127)
+    scale[scale == 0] = 1
+    stored = numpy_helper.from_array(
+        np.rint(value / scale).astype('i1'), small
+    )
+    scales = numpy_helper.from_array(scale, f'{name}.scale')
+    cast = helper.make_node('Cast', [small], [wide], to=TensorProto.FLOAT)
+    multiply = helper.make_node('Mul', [wide, scales.name], [name])
+    return [stored, scales], [cast, multiply]
 
 
 def _as_onnx(model: Any, meta: Any) -> tuple[dict[str, bytes], int]:

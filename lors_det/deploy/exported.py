@@ -32,6 +32,7 @@ from lors_det.deploy.runtime import (
     META_KEY,
     Detector,
     check_images,
+    num_threads,
     read_meta,
 )
 from lors_det.errors import UsageError
@@ -221,7 +222,8 @@ def _load_openvino(path: str) -> tuple[dict[str, Any], Run]:
     try:
         model = core.read_model(path)
         # Not the type that a processor is fastest in, which may be bfloat16.
-        options = {'INFERENCE_PRECISION_HINT': 'f32'}
+        options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
+        options['INFERENCE_NUM_THREADS'] = num_threads()
         compiled = core.compile_model(model, 'CPU', options)
     except Exception:  # RuntimeError and others
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,9 +46,11 @@ class Detector:
 
         if not Path(path).is_file():
             raise ValueError(f'{path}: no such file')
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads()
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), providers=[*providers]
+                str(path), options, [*providers]
             )
         except Exception:  # it has a class for each
             raise ValueError(f'{path}: no ONNX model, or cut off') from None
@@ -102,6 +105,11 @@ class Detector:
         names = self.meta['outputs']
         taken = {name: inputs[name] for name in self.meta['inputs']}
         return dict(zip(names, self.session.run(names, taken), strict=True))
+
+
+def num_threads() -> int:
+    """Return ``OMP_NUM_THREADS``, or 0 for as many as there are cores."""
+    return int(os.environ.get('OMP_NUM_THREADS') or 0)
 
 
 def read_meta(text: str | None, path: Any) -> dict[str, Any]:

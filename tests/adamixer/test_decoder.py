@@ -172,8 +172,7 @@ def test_a_checkpoint_of_another_depth_is_refused() -> None:
         decoder().load_state_dict(other, strict=False)
 
 
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_one_graph_for_all_sizes(with_cp: bool) -> None:
+def test_one_graph_for_all_sizes() -> None:
     """Traced whole, once for training and once for prediction.
 
     Number of images and size of the pyramid are free in both, as long as the
@@ -184,7 +183,7 @@ def test_one_graph_for_all_sizes(with_cp: bool) -> None:
         'num_stages': 1,
         'stacks': {'mixing_kernels': {'mode': 'lors', 'rank': 2}},
     }
-    model = decoder(with_cp=with_cp, **config)
+    model = decoder(**config)
     randomise(model)
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from mmengine.runner import runner
+from yapf.yapflib import yapf_api
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
@@ -40,6 +47,54 @@ SMALL = [
     'default_hooks.logger.interval=1',
 ]
 NAMES = (f'run{number}' for number in itertools.count())
+# Importing takes longer than a small run: a tool that needs a process of its
+# own is forked from one that has imported everything, and has run nothing.
+FORKED = multiprocessing.get_context('forkserver')
+FORKED.set_forkserver_preload(['lors_det.adamixer', 'mmdet.apis'])
+
+
+def prepare_for_runs() -> None:
+    """Leave out what takes longer than a small run.
+
+    mmengine lays out each config five times, describes the machine, and
+    collects garbage for each loader, among all that was imported.
+    """
+    # Not a process for each core of a machine that lends us two of them.
+    os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
+    yapf_api.FormatCode = lambda text, **_: (text, True)
+    runner.collect_env = dict
+    gc.collect()
+    gc.freeze()
+
+
+def start_tool(command: Sequence[str | Path], output: Path) -> BaseProcess:
+    """Start a tool in a process of its own, which writes to a file."""
+    process = FORKED.Process(target=_run_tool, args=(command, output))
+    process.start()
+    return process
+
+
+def _run_tool(command: Sequence[str | Path], output: Path) -> None:
+    file = os.open(output, os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, sys.__stdout__.fileno())
+    os.dup2(file, sys.__stderr__.fileno())
+    multiprocessing.set_start_method('fork', force=True)  # mmengine's
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    prepare_for_runs()
+    os.chdir(ROOT)
+    sys.argv = [str(part) for part in command]
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def run_tool(*command: str | Path) -> str:
+    """Run a tool in a process of its own; return its output."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, 'output')
+        process = start_tool(command, output)
+        process.join(300)
+        text = output.read_text()
+        assert process.exitcode == 0, text[-4000:]
+    return text
 
 
 def start(*command: str | Path, **env: str) -> subprocess.Popen[str]:

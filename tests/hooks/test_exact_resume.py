@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.command_lines import run_tool
 from helpers.toy_runs import LOOPS, toy_run
 from mmengine.hooks import Hook
 from mmengine.runner import loops
-
-ROOT = Path(__file__).parents[2]
 
 
 def resume(
@@ -155,11 +152,7 @@ def test_a_loader_without_batches(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_of_a_detector() -> None:
     """It is resumed by the command line's code, and equal bit by bit."""
-    command = [sys.executable, 'tests/soak.py', '--short']
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    row = done.stdout.splitlines()[-1].split(' | ')
+    output = run_tool('tests/soak.py', '--short')
+    row = output.splitlines()[-1].split(' | ')
     assert row[1:3] == ['1', '1']
     assert row[4] == 'yes |'

@@ -177,7 +177,7 @@ def test_a_dump_makes_the_step_again(kind: str, tmp_path: Path) -> None:
     path = tmp_path / 'nonfinite/iter_2_rank_0.pth'
     dump = load_dump(path)
     assert dump['not_finite'] == kind
-    assert dump['config'] == "model = dict(type='Toy')\n"
+    assert "type='Toy'" in dump['config']
     assert same(dump['state_dict'].values(), values(model))
     fresh = Toy()
     torch.manual_seed(9)  # the forward draws a number: the dump has its state

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.command_lines import run_tool
 from helpers.official_states import official_state
 from mmengine.config import Config
 from torch import Tensor
@@ -76,11 +76,11 @@ def test_there_and_back(
     text = convert(source, ours)
     assert f'# {release}, ResNet 18, 3 stages, 7 queries, 5 classes' in text
     assert '# - optimizer: not converted' in text
-    assert 'model = dict(' in text
+    assert 'model' in text
     meta = load_checkpoint(ours)['meta']
     assert list(meta) == ['dataset_meta']
     assert list(meta['dataset_meta']['classes']) == ['cat', 'dog']
-    assert 'model =' not in convert(ours, back, '--to-official')
+    assert 'model' not in convert(ours, back, '--to-official')
     found = weights(back)
     assert sorted(found) == sorted(state)
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -146,20 +146,15 @@ def test_train_from_a_converted_checkpoint(
     config.model = model
     config.dump(tmp_path / 'config.py')
 
-    command = [
-        sys.executable, 'tools/train.py', str(tmp_path / 'config.py'),
-        '--work-dir', str(tmp_path / 'run'), '--cfg-options',
+    log = run_tool(
+        'tools/train.py', tmp_path / 'config.py',
+        '--work-dir', tmp_path / 'run', '--cfg-options',
         f'load_from={ours}', 'train_cfg.max_iters=1',
         'train_cfg.val_interval=9', 'train_dataloader.num_workers=0',
         'train_dataloader.batch_size=2',
         'train_dataloader.persistent_workers=False',
         'default_hooks.checkpoint.interval=1',
-    ]  # fmt: skip
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    log = run.stdout + run.stderr
+    )  # fmt: skip
     assert 'Load checkpoint from' in log
     assert 'do not match exactly' not in log
 
