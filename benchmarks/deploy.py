@@ -123,6 +123,13 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
+def _prepare(path: Path) -> Path:
+    """Write a file whose weights are constants, which can be quantised."""
+    prepared = path.with_suffix('.prepared.onnx')
+    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    return prepared
+
+
 def quantize_dynamically(path: Path) -> None:
     """Let matrix products take int8, with the range of each of their inputs.
 
@@ -130,7 +137,7 @@ def quantize_dynamically(path: Path) -> None:
         path: An exported file, folded; it is written over.
     """
     quantization.quantize_dynamic(
-        path, path, op_types_to_quantize=['MatMul', 'Gemm'],
+        _prepare(path), path, op_types_to_quantize=['MatMul', 'Gemm'],
         per_channel=True, extra_options=CONSTANT_WEIGHTS,
     )  # fmt: skip
 
@@ -170,10 +177,8 @@ def quantize_statically(path: Path) -> None:
         path: An exported file, folded; it is written over.
     """
     reader = Calibration(path)
-    prepared = path.with_suffix('.prepared.onnx')
-    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
     quantization.quantize_static(
-        prepared, path, reader, per_channel=True,
+        _prepare(path), path, reader, per_channel=True,
         op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
         activation_type=quantization.QuantType.QUInt8,
         extra_options=CONSTANT_WEIGHTS,

@@ -81,7 +81,7 @@ def init(
     target = folder / f'{name}.py'
     if not overwrite:
         check_output(str(target), 'DIR:')
-    cfg = load_config(str(configs[name]))
+    cfg = load_config(str(configs[name]), imports=False)
     if root:
         cfg = type(cfg)(_moved(cfg.to_dict(), f'{root.resolve()}/'))
     text = f'# {name} of lors_det, with its bases.\n{cfg.pretty_text}'

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cached_property
@@ -56,8 +55,7 @@ class Limits(NamedTuple):
 LIMITS = {
     'float32': Limits(1e-4, 2e-3, 0.999, 0.05),
     'float16': Limits(2e-2, 1e-2, 0.99, 0.2),
-    # A query may end in another place; AP is what counts.
-    'int8': Limits(math.inf, math.inf, 0, 1),
+    'int8': Limits(0.5, 0.2, 0.5, 1),
 }
 
 

@@ -59,6 +59,15 @@ def test_finds_what_torch_finds(
     assert 'AP 46.1' in found[-1].text or not with_ap
 
 
+def test_int8(exported: Export) -> None:
+    """A third of the file, and about the same detections."""
+    summary = exported(LORS, 'onnx', 'int8')
+    assert summary.size < 0.35 * exported(LORS, 'onnx').size
+    assert next(
+        reference(LORS).check(Predictor(config(LORS), summary.path))
+    ).passed
+
+
 def test_another_detector_is_found_out(exported: Export) -> None:
     other = Predictor(config(DENSE), exported(LORS, 'onnx').path)
     assert not next(reference(DENSE).check(other)).passed
@@ -290,7 +299,8 @@ def test_options_that_do_not_fit(exported: Export, tmp_path: Path) -> None:
         SystemExit, match=r'error: CHECKPOINT: .*: the stages o'
     ):
         run_here('tools/explain.py', CONFIG.format(LORS), path, IMAGES[0])
+    ours = reference(LORS).predictor
     with pytest.raises(UsageError, match=r'expected a name ending in .onnx'):
-        export_detector(
-            reference(LORS).predictor, tmp_path / 'model.bin', 'onnx'
-        )
+        export_detector(ours, tmp_path / 'model.bin', 'onnx')
+    with pytest.raises(UsageError, match=r'--dtype int8: expected float32 or'):
+        export_detector(ours, tmp_path / 'model.pt2', 'torch', 'int8')
