@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,24 +149,20 @@ class Calibration(quantization.CalibrationDataReader):
     """
 
     def __init__(self, path: Path) -> None:
-        content = json.loads(TRAINING.read_text())
-        detector = Detector(path)
-        files = (IMAGES / each['file_name'] for each in content['images'])
-        self.inputs = (
-            {
-                name: value[None]
-                for name, value in zip(
-                    detector.meta['inputs'],
-                    detector.prepare(cv2.imread(str(file))),
-                    strict=False,
-                )
-            }
-            for file in islice(files, CALIBRATION_IMAGES)
-        )
+        images = json.loads(TRAINING.read_text())['images']
+        self.files = [each['file_name'] for each in images]
+        del self.files[CALIBRATION_IMAGES:]
+        self.detector = Detector(path)
 
     def get_next(self) -> dict[str, Any] | None:
-        """Return the next one, as onnxruntime asks for it."""
-        return next(self.inputs, None)
+        """Return the inputs of the next image, as onnxruntime asks for it."""
+        if not self.files:
+            return None
+        image = cv2.imread(str(IMAGES / self.files.pop()))
+        assert image is not None
+        values = self.detector.prepare(image)
+        names = self.detector.meta['inputs']
+        return {n: v[None] for n, v in zip(names, values, strict=False)}
 
 
 def quantize_statically(path: Path) -> None:
