@@ -78,7 +78,7 @@ def _run_tool(command: Sequence[str | Path], output: Path) -> None:
     file = os.open(output, os.O_CREAT | os.O_WRONLY)
     os.dup2(file, sys.__stdout__.fileno())
     os.dup2(file, sys.__stderr__.fileno())
-    multiprocessing.set_start_method('fork', force=True)  # mmengine's
+    multiprocessing.set_start_method('fork', force=True)  # or mmengine warns
     signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_for_runs()
     os.chdir(ROOT)
@@ -91,7 +91,7 @@ def run_tool(*command: str | Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, 'output')
         process = start_tool(command, output)
-        process.join(300)
+        process.join(240)
         text = output.read_text()
         assert process.exitcode == 0, text[-4000:]
     return text
