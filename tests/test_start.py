@@ -17,6 +17,12 @@ import pytest
 from helpers.command_lines import ROOT
 from PIL import Image
 
+QUICK = ['train_cfg.max_iters=2'] + [
+    f'{part}_dataloader.{option}'
+    for part in ('train', 'val')
+    for option in ('num_workers=0', 'persistent_workers=False')
+]
+
 
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells run, but for those of the network; training takes 2 steps."""
@@ -36,7 +42,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         line = code.removeprefix('%run ').replace('\\\n', ' ')
         command = shlex.split(Template(line).substitute(names))
-        monkeypatch.setattr(sys, 'argv', [*command, 'train_cfg.max_iters=2'])
+        monkeypatch.setattr(sys, 'argv', [*command, *QUICK])
         runpy.run_path(command[0], run_name='__main__')
     assert len(names['found']) > 5
     assert Image.open('query.png').width > 500

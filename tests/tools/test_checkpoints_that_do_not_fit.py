@@ -19,6 +19,9 @@ from mmengine.runner import Runner
 from lors_det.hooks.checkpoint import latest_checkpoint
 
 CONFIG = 'tests/helpers/soak_config.py'
+IN_ONE_PROCESS = (
+    'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'
+)  # fmt: skip
 
 
 def run(tool: str, *arguments: str | Path) -> None:
@@ -35,7 +38,7 @@ def test_a_model_of_nan_finds_nothing(
         torch.nn.init.constant_(parameter, math.nan)
     path = tmp_path / 'a.pth'
     torch.save({'state_dict': model.state_dict()}, path)
-    run('test', path, '--work-dir', tmp_path)
+    run('test', path, '--work-dir', tmp_path, '--cfg-options', *IN_ONE_PROCESS)
     output = ''.join(capfd.readouterr())
     assert re.search(r'a\.pth: weights that are not finite: \d+ \(', output)
     assert '152 detections are not finite and were dropped' in output
