@@ -103,12 +103,16 @@ def build_variants(
             path = folder / f'{label}-{dtype}{FORMATS[file_format][0]}'
             summary = export_detector(eager, path, file_format, dtype)
             found[name, dtype] = Predictor(config, path), summary.size
-    for method in QUANTIZE:
+    folded, prepared = folder / f'{label}.onnx', folder / f'{label}-new.onnx'
+    export_detector(eager, folded, 'onnx', folded=True)
+    # Makes weights constant that the graph transposes.
+    quantization.quant_pre_process(folded, prepared, skip_symbolic_shape=True)
+    for method, quantize in QUANTIZE.items():
         path = folder / f'{label}-{method}.onnx'
-        export_detector(eager, path, 'onnx', folded=True)
-        QUANTIZE[method](path)
-        dtype = f'int8, {method}'
-        found['onnxruntime', dtype] = Predictor(config, path), _size(path)
+        quantize(prepared, path)
+        found['onnxruntime', f'int8, {method}'] = (
+            Predictor(config, path), path.stat().st_size,
+        )  # fmt: skip
     return [
         Variant(
             (label, runtime, dtype), predictor, size,
@@ -118,31 +122,21 @@ def build_variants(
     ]  # fmt: skip
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _prepare(path: Path) -> Path:
-    """Write a file whose weights are constants, which can be quantised."""
-    prepared = path.with_suffix('.prepared.onnx')
-    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
-    return prepared
-
-
-def quantize_dynamically(path: Path) -> None:
+def quantize_dynamically(prepared: Path, path: Path) -> None:
     """Let matrix products take int8, with the range of each of their inputs.
 
     Args:
-        path: An exported file, folded; it is written over.
+        prepared: An exported file, folded, whose weights are constant.
+        path: The file to write.
     """
     quantization.quantize_dynamic(
-        _prepare(path), path, op_types_to_quantize=['MatMul', 'Gemm'],
+        prepared, path, op_types_to_quantize=['MatMul', 'Gemm'],
         per_channel=True, extra_options=CONSTANT_WEIGHTS,
     )  # fmt: skip
 
 
 class Calibration(quantization.CalibrationDataReader):
-    """Training images, as a file's detector takes them.
+    """Prepare training images as an exported file takes them.
 
     Args:
         path: The file.
@@ -165,15 +159,15 @@ class Calibration(quantization.CalibrationDataReader):
         return {n: v[None] for n, v in zip(names, values, strict=False)}
 
 
-def quantize_statically(path: Path) -> None:
+def quantize_statically(prepared: Path, path: Path) -> None:
     """Let products and convolutions take int8, in ranges of training images.
 
     Args:
-        path: An exported file, folded; it is written over.
+        prepared: An exported file, folded, whose weights are constant.
+        path: The file to write.
     """
-    reader = Calibration(path)
     quantization.quantize_static(
-        _prepare(path), path, reader, per_channel=True,
+        prepared, path, Calibration(prepared), per_channel=True,
         op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
         activation_type=quantization.QuantType.QUInt8,
         extra_options=CONSTANT_WEIGHTS,

@@ -105,7 +105,7 @@ def remark(dtype: str, device: str) -> None:
 
 
 def _computes_in(dtype: str, device: str) -> bool:
-    """Whether a GPU has a type, and does not emulate it."""
+    """Tell whether a GPU has a type, and does not emulate it."""
     return (
         dtype == 'float16'
         or not device.startswith('cuda')

@@ -198,7 +198,7 @@ def _add_legends(
 
 
 class Summary(NamedTuple):
-    """What the stages did to the detections D of one or more images.
+    """Changes of the detections D of one or more images by the stages.
 
     Args:
         levels: (D, stages, levels) mean level weights of the points.

@@ -58,5 +58,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     files = [folder / f'{name}.{ending}' for ending in ('svg', 'png')]
     for file in files:
         figure.savefig(file, dpi=150)
-        figure.set_layout_engine('none')  # it stays as it was found
+        figure.set_layout_engine('none')  # axes stay where they are now
     return files

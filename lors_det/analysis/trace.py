@@ -21,7 +21,7 @@ from lors_det.predict import Predictor
 
 
 class StageTrace(NamedTuple):
-    """What one stage did, in pixels of the resized images.
+    """Inputs and outputs of one stage, in pixels of the resized images.
 
     Args:
         before: (B, N, 4) boxes that the stage got, x1, y1, x2, y2.
@@ -104,7 +104,7 @@ def _trace(
 
 
 class ImageTrace(NamedTuple):
-    """How a detector came to its detections in one image.
+    """Inputs and outputs of all stages for one image.
 
     Args:
         image: (H, W, 3) RGB.

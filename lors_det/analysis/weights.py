@@ -30,7 +30,7 @@ TINY = 1e-30  # instead of 0, where a norm divides
 
 
 class StageNumbers(NamedTuple):
-    """What one stage's weight has in common with those of the others.
+    """Numbers that compare one stage's weight with those of the others.
 
     Args:
         private_share: Norm of the private part over that of the shared part;

@@ -26,7 +26,7 @@ INTRODUCTION = """\
 # Model zoo
 
 Written by `python tools/model_zoo.py` from `model-index.yml` and from the
-configs; a test checks that it is current.
+configs; a test computes one row of each table again.
 
 Parameters in millions. GMACs: 10^9 multiply-adds of matrix products,
 convolutions and attention for one image of 1333 x 800. Mixing kernels and

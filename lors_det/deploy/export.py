@@ -304,12 +304,9 @@ def _simplify(model: Any, dtype: str) -> Any:
     model.opset_import.append(onnx.helper.make_opsetid('', OPSET))
     nodes = list[Any]()
     for weight in weights:
-        if dtype != 'float32' and weight.data_type == onnx.TensorProto.FLOAT:
-            stored, to_float32 = _compress(weight, dtype)
-            model.graph.initializer.extend(stored)
-            nodes += to_float32
-        else:
-            model.graph.initializer.append(weight)
+        stored, to_float32 = _compress(weight, dtype)
+        model.graph.initializer.extend(stored)
+        nodes += to_float32
     nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -318,10 +315,12 @@ def _simplify(model: Any, dtype: str) -> Any:
 
 
 def _compress(weight: Any, dtype: str) -> tuple[list[Any], list[Any]]:
-    """Return tensors of a smaller type, and nodes that give the weight."""
+    """Return what to store for a weight, and nodes that give the weight."""
     from onnx import TensorProto, helper, numpy_helper
 
     value, name = numpy_helper.to_array(weight), weight.name
+    if dtype == 'float32' or value.dtype != np.float32:
+        return [weight], []
     small, wide = f'{name}.{dtype}', f'{name}.wide'
     if dtype == 'float16':
         stored = numpy_helper.from_array(value.astype('float16'), small)
@@ -333,7 +332,7 @@ def _compress(weight: Any, dtype: str) -> tuple[list[Any], list[Any]]:
     scale = np.abs(value).max(axes, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     stored = numpy_helper.from_array(
-        np.rint(value / scale).astype('i1'), small
+        np.rint(value / scale).astype('int8'), small
     )
     scales = numpy_helper.from_array(scale, f'{name}.scale')
     cast = helper.make_node('Cast', [small], [wide], to=TensorProto.FLOAT)

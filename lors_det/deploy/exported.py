@@ -219,11 +219,13 @@ def _load_openvino(path: str) -> tuple[dict[str, Any], Run]:
     weights = str(Path(path).with_suffix('.bin'))
     check_file(weights, 'CHECKPOINT')
     core = openvino.Core()
+    options = {
+        # Not the type that a processor is fastest in, which may be bfloat16.
+        'INFERENCE_PRECISION_HINT': 'f32',
+        'INFERENCE_NUM_THREADS': num_threads(),
+    }
     try:
         model = core.read_model(path)
-        # Not the type that a processor is fastest in, which may be bfloat16.
-        options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
-        options['INFERENCE_NUM_THREADS'] = num_threads()
         compiled = core.compile_model(model, 'CPU', options)
     except Exception:  # RuntimeError and others
         raise ValueError(

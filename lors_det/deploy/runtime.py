@@ -109,7 +109,11 @@ class Detector:
 
 def num_threads() -> int:
     """Return ``OMP_NUM_THREADS``, or 0 for as many as there are cores."""
-    return int(os.environ.get('OMP_NUM_THREADS') or 0)
+    text = os.environ.get('OMP_NUM_THREADS', '')
+    first = text.split(',')[0].strip()  # the others are for nested loops
+    if first and not first.isdigit():
+        raise ValueError(f'OMP_NUM_THREADS={text}: expected a number')
+    return int(first or 0)
 
 
 def read_meta(text: str | None, path: Any) -> dict[str, Any]:

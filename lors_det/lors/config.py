@@ -41,7 +41,7 @@ SCHEDULES = {'rising': rising, 'falling': falling}
 
 @dataclass(frozen=True)
 class StackConfig:
-    """How the weights of one stack of layers are made.
+    """Settings of the weights of one stack of layers.
 
     Source: LORS (arXiv:2403.04303); the modes other than ``lors`` are what it
     is compared with there.
@@ -91,12 +91,12 @@ class StackConfig:
 
     @property
     def has_shared(self) -> bool:
-        """Whether one matrix serves all layers."""
+        """Tell whether one matrix serves all layers."""
         return self.mode in ('shared', 'lors')
 
     @property
     def has_private(self) -> bool:
-        """Whether each layer has low-rank terms of its own."""
+        """Tell whether each layer has low-rank terms of its own."""
         return self.mode in ('private', 'lors')
 
     def private_sizes(

@@ -16,7 +16,7 @@ from lors_det.lors.stacks import StackedLinear
 
 @dataclass(frozen=True)
 class FitReport:
-    """How well a fit reproduces the weights that it was made from.
+    """Errors of a fit against the weights that it was made from.
 
     Args:
         ranks: Rank of every layer, ``K x r`` for generators.

@@ -115,7 +115,7 @@ class WeightError:
 
 
 class OutputError(WeightError):
-    """What the error of N weights does to the outputs for given inputs.
+    """Errors of the outputs for given inputs, by those of N weights.
 
     It is relative to the outputs: ``||E_i X_i^T||^2 / ||W_i X_i^T||^2``.
 

@@ -27,7 +27,7 @@ class LayerStacks(nn.ModuleDict):
 
 
 class TiedWeight(NamedTuple):
-    """Which layer of which stack a weight is."""
+    """Stack and layer of a weight."""
 
     stack: StackedLinear
     layer: int

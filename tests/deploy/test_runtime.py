@@ -58,6 +58,23 @@ def test_equal_to_torch(exported: Export) -> None:
         )
 
 
+@pytest.mark.parametrize(('text', 'threads'), [('', 0), ('3', 3), ('4,2', 4)])
+def test_threads(
+    text: str, threads: int, exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('OMP_NUM_THREADS', text)
+    session = Detector(exported(LORS, 'onnx').path).session
+    assert session.get_session_options().intra_op_num_threads == threads
+
+
+def test_wrong_number_of_threads(
+    exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('OMP_NUM_THREADS', 'two')
+    with pytest.raises(ValueError, match='OMP_NUM_THREADS=two: expected a nu'):
+        Detector(exported(LORS, 'onnx').path)
+
+
 def test_alone(exported: Export, tmp_path: Path) -> None:
     """A copy of the file, and neither torch nor mm* nor lors_det."""
     copied = tmp_path / 'detect.py'

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def prepare_for_runs() -> None:
     mmengine lays out each config five times, describes the machine, and
     collects garbage for each loader, among all that was imported.
     """
-    # Not a process for each core of a machine that lends us two of them.
+    # A compiler for each core is too many where only two may be used.
     os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
     yapf_api.FormatCode = lambda text, **_: (text, True)
     runner.collect_env = dict
@@ -79,6 +78,7 @@ def _run_tool(command: Sequence[str | Path], output: Path) -> None:
     os.dup2(file, sys.__stdout__.fileno())
     os.dup2(file, sys.__stderr__.fileno())
     multiprocessing.set_start_method('fork', force=True)  # or mmengine warns
+    # Tests that were started in the background inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_for_runs()
     os.chdir(ROOT)
@@ -106,8 +106,6 @@ def start(*command: str | Path, **env: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Tests that were started in the background inherit that it is ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

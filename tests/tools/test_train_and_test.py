@@ -47,6 +47,7 @@ def test_training(trained: tuple[Path, str]) -> None:
     assert len(lines) < 30
     log = next(work_dir.glob('*/*.log')).read_text()
     assert re.search(f'{step}.*s2.loss_iou', log)
+    assert 'System environment' in log
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in log
     assert 'memorised/bbox_mAP:' in output
     assert {p.name for p in work_dir.glob('*.pth')} == {
