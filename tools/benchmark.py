@@ -53,7 +53,7 @@ def main():
     paths = args.pop('configs')
     target = args.pop('json')
     args['dtypes'] = tuple(args['dtypes'])
-    with OneLineErrors():
+    with OneLineErrors() as errors:
         # Late: --help needs no torch.
         from lors_det.analysis.benchmark import (
             Options,
@@ -65,10 +65,11 @@ def main():
         options = Options(**args)
         if len(set(paths)) < len(paths):
             raise UsageError('CONFIG: one is named twice')
-        models = {
-            path: build(path, load_config(path).model, options)
-            for path in paths
-        }
+        models = {}
+        for path in paths:
+            errors.cfg = load_config(path)
+            models[path] = build(path, errors.cfg.model, options)
+        errors.first_batch_done = True  # what fails now is no mistake
         results = measure(models, options)
         print(table(results, options))
         if target:

@@ -75,7 +75,7 @@ def build(
         options: Device, mode, and whether to compile.
 
     Raises:
-        UsageError: If it is no detector of this project, or cannot be built.
+        UsageError: If it is no detector of this project.
     """
     if model_cfg.get('type') != 'AdaMixer':
         raise UsageError(
@@ -84,10 +84,7 @@ def build(
         )
     settings = {**copy.deepcopy(model_cfg), 'compile': options.compile}
     init_default_scope('mmdet')
-    try:
-        model: nn.Module = MODELS.build(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f'{name}: {error}') from error
+    model: nn.Module = MODELS.build(settings)
     return model.to(options.device).train(options.train)
 
 
@@ -114,7 +111,7 @@ def measure(
         batch = random_batch(model, options)
         for dtype in options.dtypes:
             label = f'{name} {dtype}' if options.dtypes[1:] else name
-            calls[label] = partial(run, model, batch, options, dtype)
+            calls[label] = partial(_run, model, batch, options, dtype)
             owners[label] = model
     seconds = timing.measure(calls, options.repeats)
     found = {}
@@ -122,7 +119,7 @@ def measure(
         rounds: list[dict[str, float]] = [{}]
         if not options.compile:
             rounds = [
-                part_seconds(owners[name], call, options.train)
+                _part_seconds(owners[name], call, options.train)
                 for _ in range(options.repeats)
             ]
         peak = None
@@ -155,17 +152,10 @@ def random_batch(model: Any, options: Options) -> dict[str, Any]:
     return batch
 
 
-def run(
+def _run(
     model: Any, batch: dict[str, Any], options: Options, dtype: str
 ) -> None:
-    """Compute the gradients, or the detections, of a batch.
-
-    Args:
-        model: The detector.
-        batch: Of `random_batch`.
-        options: Device and mode.
-        dtype: One of the types.
-    """
+    """Compute the gradients, or the detections, of a batch."""
     model.zero_grad(set_to_none=True)
     context = autocast(dtype, options.device)
     with torch.set_grad_enabled(options.train), context:
@@ -177,19 +167,10 @@ def run(
     model.parse_losses(losses)[0].backward()
 
 
-def part_seconds(
+def _part_seconds(
     model: nn.Module, call: Callable[[], object], train: bool
 ) -> dict[str, float]:
-    """Time the parts of a call, with a wait for the device after each.
-
-    Args:
-        model: The detector.
-        call: What runs it.
-        train: Whether the call ends with the backward pass.
-
-    Returns:
-        Seconds by part, in their order.
-    """
+    """Time the parts of a call, with a wait for the device after each."""
     times = {'start': timer()}
 
     def note(part: str, *_: object) -> None:

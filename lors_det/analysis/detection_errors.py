@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,13 +88,10 @@ class Errors:
     def _ap(self, found: pd.DataFrame, objects: pd.DataFrame) -> float:
         """Return AP50 of all classes."""
         found = found.sort_values('score', ascending=False, kind='stable')
-        hits = found.groupby('category_id')['hit']
-        ranked = {category: part.to_numpy() for category, part in hits}
-        counts = objects['category_id'].value_counts()
         ap = [
             average_precision(
-                ranked.get(category, np.zeros(0, bool)),
-                counts.get(category, 0),
+                found['hit'][found['category_id'] == category].to_numpy(),
+                (objects['category_id'] == category).sum(),
             )
             for category in self.categories
         ]
@@ -169,28 +165,23 @@ def _kinds(
 def _rows(evaluator: COCOeval) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return detections and objects that count, matched at IoU 0.5, by id."""
     every_size = evaluator.params.areaRng[0]
-    parts: dict[str, list[tuple[Any, ...]]] = {'dt': [], 'gt': []}
-    for each in evaluator.evalImgs:
-        if each is None or each['aRng'] != every_size:
-            continue
-        # The ignored objects are a list, the rest is (T, N).
-        ignored = {'dt': each['dtIgnore'][0], 'gt': each['gtIgnore']}
-        for key, rows in parts.items():
-            matched = each[f'{key}Matches'][0]
-            rows += zip(each[f'{key}Ids'], matched, ignored[key], strict=True)
     tables = []
     for key, coco in (('dt', evaluator.cocoDt), ('gt', evaluator.cocoGt)):
-        counted = [(i, m) for i, m, ignored in parts[key] if not ignored]
-        entries = [coco.anns[i] for i, _ in counted]
+        matches: dict[int, int] = {}
+        for each in evaluator.evalImgs:
+            if each is None or each['aRng'] != every_size:
+                continue
+            # (T, N) for detections, (N) for objects.
+            ignored = np.atleast_2d(each[f'{key}Ignore'])[0]
+            matched = each[f'{key}Matches'][0]
+            rows = zip(each[f'{key}Ids'], matched, ignored, strict=True)
+            matches |= {i: int(m) for i, m, ignore in rows if not ignore}
         table = pd.DataFrame(
-            {
-                'image_id': [each['image_id'] for each in entries],
-                'category_id': [each['category_id'] for each in entries],
-                'score': [each.get('score', 1.0) for each in entries],
-                'match': [int(m) for _, m in counted],
-            },
-            index=[i for i, _ in counted],
+            [coco.anns[i] for i in matches],
+            list(matches),
+            ['image_id', 'category_id', 'score'],
         )
+        table['match'] = list(matches.values())
         tables.append(table.assign(hit=table['match'] > 0))
     return tables[0], tables[1]
 

@@ -120,9 +120,10 @@ def _draw_stage(
     boxes.set_xlabel('attends to ' + ', '.join(shares), fontsize=8)
     boxes.set(xlim=(0, width), ylim=(height, 0))
 
-    points, levels = found.points[query], found.level_weights[query]
-    mean_level = levels @ torch.tensor(trace.strides).log2()
-    for group, size in enumerate(_sizes(len(points))):
+    points = found.points[query]
+    strides = torch.tensor(trace.strides)
+    mean_level = found.level_weights[query] @ strides.log2()
+    for group, size in enumerate(_sizes(points)):
         x, y, _ = points[group].T
         zoom.scatter(
             x, y, size, mean_level[group], norm=_level_norm(trace),
@@ -156,11 +157,9 @@ def _draw_box(
     axes.add_patch(patch)
 
 
-def _sizes(num_groups: int) -> list[float]:
+def _sizes(points: Tensor) -> list[float]:
     """Return the area of a point of each group."""
-    return [
-        12.0 + 60.0 * g / max(num_groups - 1, 1) for g in range(num_groups)
-    ]
+    return np.linspace(12, 72, len(points)).tolist()
 
 
 def _level_norm(trace: ImageTrace) -> Normalize:
@@ -183,7 +182,7 @@ def _add_legends(
             [], [], linestyle='', marker='o', color='0.3',
             markersize=math.sqrt(size), label=f'points of group {group + 1}',
         )
-        for group, size in enumerate(_sizes(len(trace.stages[0].points[0])))
+        for group, size in enumerate(_sizes(trace.stages[0].points[0]))
     ]  # fmt: skip
     figure.legend(
         handles=lines + groups, loc='outside lower center', ncols=4,

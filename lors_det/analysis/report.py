@@ -25,7 +25,6 @@ from lors_det.analysis.average_precision import (
 )
 from lors_det.analysis.detection_errors import (
     KINDS,
-    Confident,
     find_confident,
     find_errors,
 )
@@ -128,17 +127,17 @@ def write_report(
         f'{escape(name)}<small>{size} objects</small>'
         for name, size in {'all classes': len(objects), **sizes}.items()
     ]
-    curves = draw_curves(
-        {name: precision_curves(each) for name, each in matched.items()},
-        sizes,
-    )
+    curves = {name: precision_curves(each) for name, each in matched.items()}
     kinds = pd.DataFrame({n: each.counts() for n, each in errors.items()})
     kinds.index = pd.Index(f'{kind}: {text}' for kind, text in KINDS.items())
-    matrices = {
-        name: confusion_matrix(each, list(truth.classes))
-        for name, each in confident.items()
-    }
-    worst = draw_sheet(truth, confident, _worst_images(confident))
+    classes = list(truth.classes)
+    matrices = {n: confusion_matrix(m, classes) for n, m in confident.items()}
+    wrong = [
+        table['image_id'][~table['right']]
+        for each in confident.values()
+        for table in (each.found, each.objects)
+    ]
+    worst = pd.concat(wrong).value_counts().index[:NUM_WORST]
     return PAGE.format(
         title=escape(' and '.join(models)),
         data=escape(truth.name),
@@ -146,7 +145,7 @@ def write_report(
         num_objects=len(objects),
         headlines=_table(headlines.T.rename(index=escape)),
         num_resamples=num_resamples,
-        curves=_image(curves, 'precision and recall'),
+        curves=_image(draw_curves(curves, sizes), 'precision and recall'),
         errors=_image(draw_errors(errors), 'AP50 lost by kind of error'),
         calibration=_image(draw_calibration(errors), 'hits by score'),
         calibration_errors=', '.join(
@@ -156,23 +155,16 @@ def write_report(
         kinds=_table(kinds),
         confusion=_image(draw_confusion(matrices, list(sizes)), 'confusions'),
         score_thr=score_thr,
-        worst=_image(worst, 'truth beside detections', 'jpeg'),
+        worst=_image(
+            draw_sheet(truth, confident, worst.tolist()),
+            'truth beside detections',
+            'jpeg',
+        ),
         by_class=''.join(
             f'<h3>{escape(name)}</h3>{_table(table.set_axis(rows))}'
             for name, table in tables.items()
         ),
     )
-
-
-def _worst_images(models: Mapping[str, Confident]) -> list[int]:
-    """Return the images with the most mistakes of all models."""
-    wrong = [
-        table['image_id'][~table['right']]
-        for each in models.values()
-        for table in (each.found, each.objects)
-    ]
-    found: list[int] = pd.concat(wrong).value_counts().index.tolist()
-    return found[:NUM_WORST]
 
 
 def _ap_tables(
@@ -221,10 +213,7 @@ def _table(table: pd.DataFrame) -> str:
 def _image(figure: Figure, text: str, form: str = 'svg') -> str:
     """Write a figure as a part of the page."""
     data = io.BytesIO()
-    options: dict[str, Any] = {'dpi': 110}
-    if form == 'svg':
-        options['metadata'] = {'Date': None}
-    figure.savefig(data, format=form, **options)
+    figure.savefig(data, format=form, dpi=110)
     kind = 'svg+xml' if form == 'svg' else form
     code = base64.b64encode(data.getvalue()).decode()
     return f'<img alt="{text}" src="data:image/{kind};base64,{code}">'

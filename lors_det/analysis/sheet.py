@@ -47,7 +47,7 @@ def draw_sheet(
     shapes = [truth.coco.imgs[i] for i in image_ids]
     ratio = max([0.5, *(each['height'] / each['width'] for each in shapes)])
     height = num_rows * (12 / num_columns * min(ratio, 1.2) + 0.22) + 0.4
-    figure = Figure(figsize=(12, height), layout='constrained')
+    figure = Figure(figsize=(12, height))
     figure.set_layout_engine(
         'constrained', w_pad=0.02, h_pad=0.02, wspace=0, hspace=0
     )
@@ -76,10 +76,9 @@ def draw_sheet(
                 f'{(~missed["right"]).sum()} missed'
             )
             _draw(next(panels), pixels, title, model.boxes, found, colors)
-    labels: dict[str, str] = {}
-    for category, name in truth.classes.items():
-        color = colors[category]
-        labels[color] = name if color != OTHER_COLOR else 'other classes'
+    labels = {colors[i]: name for i, name in truth.classes.items()}
+    if OTHER_COLOR in labels:
+        labels[OTHER_COLOR] = 'other classes'
     handles = [
         Patch(fill=False, edgecolor=color, label=label)
         for color, label in labels.items()

@@ -60,14 +60,28 @@ def record(decoder: AdaMixerDecoder) -> Iterator[list[StageTrace]]:
 
     @torch.no_grad()
     def finish(_: Any, __: Any, outputs: Sequence[StageOutput]) -> None:
-        traces[:] = [
-            _trace(decoder, *steps)
-            for steps in zip(attended, sampled, outputs, strict=True)
-        ]
+        """Compute again what stages do not return, from what they got."""
+        traces.clear()
+        stages = zip(attended, sampled, outputs, strict=True)
+        for query, steps, output in stages:
+            pyramid, content, xyzr, stage = steps
+            points = decoder.sampling.points(content, xyzr, stage)
+            traces.append(
+                StageTrace(
+                    decode_xyzr(xyzr),
+                    output.bboxes,
+                    decoder.attention.weights(*query).mean(1),
+                    content,
+                    points,
+                    level_weights(points[..., 2], pyramid.strides),
+                    output.cls_logits.sigmoid(),
+                )
+            )
         attended.clear()
         sampled.clear()
 
-    hooks = [
+    # A hook is removed as its block ends.
+    with (
         decoder.attention.register_forward_pre_hook(
             lambda _, args: attended.append(args)
         ),
@@ -75,32 +89,8 @@ def record(decoder: AdaMixerDecoder) -> Iterator[list[StageTrace]]:
             lambda _, args: sampled.append(args)
         ),
         decoder.register_forward_hook(finish),
-    ]
-    try:
+    ):
         yield traces
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _trace(
-    decoder: AdaMixerDecoder,
-    attended: tuple[Tensor, Tensor, int],
-    sampled: tuple[Pyramid, Tensor, Tensor, int],
-    output: StageOutput,
-) -> StageTrace:
-    """Compute again what a stage does not return, from what it was given."""
-    pyramid, content, xyzr, stage = sampled
-    points = decoder.sampling.points(content, xyzr, stage)
-    return StageTrace(
-        decode_xyzr(xyzr),
-        output.bboxes,
-        decoder.attention.weights(*attended).mean(1),
-        content,
-        points,
-        level_weights(points[..., 2], pyramid.strides),
-        output.cls_logits.sigmoid(),
-    )
 
 
 class ImageTrace(NamedTuple):

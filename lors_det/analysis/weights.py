@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
@@ -173,34 +172,26 @@ def plot_weights(
     }
     if not found:
         raise UsageError('CONFIG: the model has no stacked weights')
-    files = []
-    for name, figure in (
-        ('shares', _plot_shares(found)),
-        ('cosines', _plot_cosines(found)),
-        ('residuals', _plot_residuals(found)),
-    ):
-        files += save_figure(figure, folder, name)
-    return files
+    return [
+        *save_figure(_plot_shares(found), folder, 'shares'),
+        *save_figure(_plot_cosines(found), folder, 'cosines'),
+        *save_figure(_plot_residuals(found), folder, 'residuals'),
+    ]
 
 
 def _plot_shares(found: dict[str, list[StageNumbers]]) -> Figure:
     """Draw both shares, one cell per weight and stage."""
     height = 1.2 + 0.3 * len(found)
     figure = Figure(figsize=(11, height), layout='constrained')
-    for axes, column, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ('private_share', 'explained_share'),
-        (
-            'private part / shared part\n(norms)',
-            'explained by the mean of all stages\n(of the squared norm)',
-        ),
-        strict=True,
-    ):
+    private, explained = figure.subplots(1, 2, sharey=True)
+    for axes, column, title in (
+        (private, 'private_share', 'private part / shared part\n(norms)'),
+        (explained, 'explained_share', 'explained by the mean of all stages\n'
+         '(of the squared norm)'),
+    ):  # fmt: skip
         cells = [[getattr(s, column) for s in row] for row in found.values()]
-        _draw_cells(axes, np.array(cells))
-        axes.set_title(title, fontsize='medium')
-        axes.set(xlabel='stage', aspect='auto')
-        axes.set_yticks(np.arange(len(found)), list(found))
+        _draw_cells(axes, cells, list(found), title)
+        axes.set_aspect('auto')
     return figure
 
 
@@ -208,28 +199,28 @@ def _plot_cosines(found: dict[str, list[StageNumbers]]) -> Figure:
     """Draw a matrix of cosines per weight."""
     figure, panels = _panels(found, 2.7)
     for axes, (name, stages) in zip(panels, found.items(), strict=True):
-        _draw_cells(axes, np.array([s.cosines for s in stages]))
-        axes.set_title(name, fontsize='medium')
-        axes.set(xlabel='stage', ylabel='stage')
-        _number(axes.yaxis, len(stages))
+        numbers = [str(i + 1) for i in range(len(stages))]
+        _draw_cells(axes, [s.cosines for s in stages], numbers, name)
+        axes.set_ylabel('stage')
     return figure
 
 
-def _draw_cells(axes: Axes, cells: np.ndarray[Any, Any]) -> None:
+def _draw_cells(
+    axes: Axes, cells: list[list[float]], rows: list[str], title: str
+) -> None:
     """Draw numbers on colours for 0 to 1, a column per stage."""
     axes.imshow(cells, cmap='cividis', vmin=0, vmax=1)
-    for (y, x), value in np.ndenumerate(cells):
+    for (y, x), value in np.ndenumerate(np.array(cells)):
         color = 'white' if value <= 0.5 else 'black'
         text = f'{value:.2f}'.replace('-0.00', '0.00').replace('nan', '-')
         axes.text(
             x, y, text, color=color, fontsize=8, ha='center', va='center'
         )
-    _number(axes.xaxis, cells.shape[1])
-
-
-def _number(axis: Axis, count: int) -> None:
-    """Number the stages from 1."""
-    axis.set_ticks(np.arange(count), [str(i + 1) for i in range(count)])
+    stages = range(len(cells[0]))
+    axes.set_xticks(stages, [str(i + 1) for i in stages])
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(title, fontsize='medium')
+    axes.set_xlabel('stage')
 
 
 def _plot_residuals(found: dict[str, list[StageNumbers]]) -> Figure:
@@ -260,17 +251,16 @@ def _plot_residuals(found: dict[str, list[StageNumbers]]) -> Figure:
 
 
 def _panels(
-    names: Iterable[str], side: float, sharey: bool = False
+    names: Collection[str], side: float, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel for each name."""
-    count = len(list(names))
-    columns = min(COLUMNS, count)
-    rows = math.ceil(count / columns)
+    columns = min(COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
     figure = Figure(
         figsize=(side * columns, side * rows), layout='constrained'
     )
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     axes: list[Axes] = grid.flatten().tolist()
-    for unused in axes[count:]:
+    for unused in axes[len(names) :]:
         unused.set_axis_off()
-    return figure, axes[:count]
+    return figure, axes[: len(names)]

@@ -14,8 +14,6 @@ from mmengine.config import Config
 
 from lors_det.analysis.costs import ModelReport, report
 from lors_det.analysis.tables import markdown_table
-from lors_det.errors import UsageError
-from lors_det.files import check_file
 
 HEADER = [
     'config', 'stages', 'queries', 'schedule', 'mixing kernels',
@@ -50,22 +48,10 @@ def read_index(index: Path) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
         Models by the file that lists them, in order.
-
-    Raises:
-        UsageError: If a file is missing or is no model index.
     """
-
-    def load(path: Path) -> dict[str, Any]:
-        check_file(str(path), 'model index')
-        data = yaml.safe_load(path.read_text(encoding='utf-8'))
-        if not isinstance(data, dict):
-            raise UsageError(f'model index: {path} is no mapping')
-        return data
-
-    return {
-        name: load(index.parent / name).get('Models') or []
-        for name in load(index).get('Import', [])
-    }
+    names = yaml.safe_load(index.read_text('utf-8'))['Import']
+    files = {name: (index.parent / name).read_text('utf-8') for name in names}
+    return {name: yaml.safe_load(files[name])['Models'] for name in names}
 
 
 def zoo_page(root: Path) -> str:
@@ -92,7 +78,6 @@ def _row(
 ) -> list[str]:
     """Return the cells of one model; equal models share a report."""
     config = entry['Config']
-    check_file(str(root / config), 'model index')
     model = Config.fromfile(root / config).model
     # The number of epochs and the data are no part of the model.
     key = json.dumps(model.to_dict(), sort_keys=True, default=str)

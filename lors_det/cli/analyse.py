@@ -9,7 +9,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -17,8 +16,8 @@ from lors_det.analysis.detection_errors import find_confident
 from lors_det.analysis.report import write_report
 from lors_det.analysis.results import Truth, read_results
 from lors_det.analysis.sheet import draw_sheet
+from lors_det.cli.check_dataset import build_dataset
 from lors_det.cli.checks import check_dataset, datasets_of
-from lors_det.datasets.coco import CheckedCocoDataset
 from lors_det.errors import UsageError
 from lors_det.files import atomic_write, load_config
 
@@ -58,13 +57,11 @@ def analyse(args: argparse.Namespace) -> Path:
     places = np.linspace(0, len(ids) - 1, min(NUM_SHEET, len(ids)))
     confident = find_confident(truth, models, args.score_thr)
     figure = draw_sheet(truth, confident, [ids[int(i)] for i in places])
-    picture = io.BytesIO()
+    args.sheet.parent.mkdir(parents=True, exist_ok=True)
     try:
-        form = args.sheet.suffix.lstrip('.')
-        figure.savefig(picture, dpi=110, format=form)
+        figure.savefig(args.sheet, dpi=110)
     except ValueError as error:  # an unknown format
         raise UsageError(f'--sheet {args.sheet}: {error}') from None
-    atomic_write(args.sheet, picture.getvalue())
     return args.sheet
 
 
@@ -79,15 +76,12 @@ def read_truth(cfg: Config) -> Truth:
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     configs = list(datasets_of(cfg, 'test'))
-    types = [str(each.get('type')).split('.')[-1] for each in configs]
-    if types not in (['CocoDataset'], ['CheckedCocoDataset']):
+    if len(configs) != 1:
         raise UsageError(
-            f'CONFIG: test_dataloader has data sets of the types {types}, '
-            "expected one 'CheckedCocoDataset' or 'CocoDataset'"
+            f'CONFIG: test_dataloader has {len(configs)} data sets, expected 1'
         )
     check_dataset(cfg, 'test')
-    ours = {'type': CheckedCocoDataset, 'pipeline': [], 'lazy_init': True}
-    dataset = DATASETS.build({**configs[0], **ours})
+    dataset = build_dataset(configs[0], 'CONFIG: test_dataloader.dataset')
     with contextlib.redirect_stdout(io.StringIO()):
         coco = dataset.COCOAPI(dataset.ann_file)
         for number, entry in enumerate(coco.dataset['annotations'], 1):

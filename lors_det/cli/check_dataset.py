@@ -9,7 +9,6 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,8 @@ from mmcv.transforms import TRANSFORMS
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 from lors_det.analysis.tables import ascii_table
 from lors_det.cli.checks import datasets_of
@@ -86,18 +85,31 @@ def _table(result: Mapping[str, Any]) -> str:
     return text + ('no defects' if result['refused'] is None else '')
 
 
+def build_dataset(config: Mapping[str, Any], name: str) -> CheckedCocoDataset:
+    """Build a data set of COCO's form that has read nothing yet.
+
+    Args:
+        config: Its config.
+        name: The setting.
+
+    Raises:
+        UsageError: If it is of another form.
+    """
+    # The type may be given with its module.
+    if str(config.get('type')).split('.')[-1] not in DATASET_TYPES:
+        raise UsageError(
+            f'{name}.type={config.get("type")!r}: expected one of '
+            f'{list(DATASET_TYPES)}'
+        )
+    ours = {'type': CheckedCocoDataset, 'pipeline': [], 'lazy_init': True}
+    return DATASETS.build({**config, **ours})
+
+
 def _check_one(
     config: Mapping[str, Any], name: str, num_queries: int, num_workers: int
 ) -> dict[str, Any]:
     """Check one data set, as a run would read it; ``name`` is its setting."""
-    # The type may be given with its module.
-    if str(config.get('type')).split('.')[-1] not in DATASET_TYPES:
-        raise UsageError(
-            f'{name}.type={config.get("type")!r}: only {list(DATASET_TYPES)} '
-            'can be checked'
-        )
-    ours = {'type': CheckedCocoDataset, 'pipeline': [], 'lazy_init': True}
-    dataset: CheckedCocoDataset = DATASETS.build({**config, **ours})
+    dataset = build_dataset(config, name)
     refused = None
     try:
         with _quiet():
@@ -135,18 +147,17 @@ def _check_one(
 
 def _inspect_images(
     loader: LoadCheckedImage, infos: list[dict[str, Any]], num_workers: int
-) -> Iterator[list[str]]:
-    """Yield what is noteworthy about every image, in order."""
+) -> list[list[str]]:
+    """Return what is noteworthy about every image, in order."""
     paths = [info['img_path'] for info in infos]
     sizes = [(int(info['height']), int(info['width'])) for info in infos]
     inspect = partial(inspect_image, loader)
-    found: Iterator[list[str]] = map(inspect, paths, sizes)
-    with contextlib.ExitStack() as stack:
-        if num_workers:
-            pool = stack.enter_context(ProcessPoolExecutor(num_workers))
-            found = pool.map(inspect, paths, sizes, chunksize=32)
-        console = Console(stderr=True)
-        yield from track(found, 'images', len(infos), console=console)
+    if not num_workers:
+        return [*tqdm(map(inspect, paths, sizes), 'images', len(infos))]
+    return process_map(
+        inspect, paths, sizes,
+        desc='images', max_workers=num_workers, chunksize=32,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
             f'CHECKPOINT: {args.checkpoint}: the stages of an exported file '
             'cannot be seen; expected a checkpoint'
         )
-    images = [] if args.image is None else find_images(args.image)
+    images = [] if args.image is None else _find_images(args.image)
     errors.cfg = load_config(args.config)
     predictor = load_predictor(args, errors.cfg)
     model = predictor.model
@@ -60,7 +60,7 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
             )
         return plot_images(found, model.decoder.strides, args.out)
     trace = next(traces)
-    query, label = choose_query(trace, args.detection, args.query)
+    query, label = _choose_query(trace, args.detection, args.query)
     file = args.out / f'{args.image.stem}_query-{query}.png'
     plot_query(trace, query, label, file)
     if not args.gif:
@@ -89,15 +89,8 @@ def load_predictor(args: argparse.Namespace, cfg: Config) -> Predictor:
     return Predictor(cfg, args.checkpoint, args.device, trust)
 
 
-def find_images(path: Path) -> list[Path]:
-    """Return an image, or those of a folder.
-
-    Args:
-        path: Image or folder.
-
-    Raises:
-        UsageError: If there is none.
-    """
+def _find_images(path: Path) -> list[Path]:
+    """Return an image, or those of a folder."""
     if not path.exists():
         raise UsageError(f'IMAGE: {path} does not exist')
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -110,22 +103,12 @@ def find_images(path: Path) -> list[Path]:
     return images
 
 
-def choose_query(
+def _choose_query(
     trace: ImageTrace, detection: int | None, query: int | None
 ) -> tuple[int, int]:
     """Find the query that is to be explained, and its class.
 
-    Args:
-        trace: Of the image.
-        detection: Index by descending score; None if a query is named.
-        query: Index; None for that of the detection.
-
-    Returns:
-        The query and the class of the detection; that of the highest score
-        in the last stage if a query is named.
-
-    Raises:
-        UsageError: If there is no such query or detection.
+    If a query is named, that is its best class in the last stage.
     """
     last = trace.stages[-1].scores
     for option, index, count in (

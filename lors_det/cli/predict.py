@@ -111,14 +111,13 @@ class _Results(ExitStack):
         self.predictor = predictor
         self.pictures = out / 'pictures'
         self.image_id = 0
-        self.video_of = ''
+        self.video, self.video_of = cv2.VideoWriter(), ''
         try:
             self.pictures.mkdir(parents=True, exist_ok=True)
             table = (out / 'detections.csv').open('w', newline='')
         except OSError as error:
             raise UsageError(f'--out {out}: {error.strerror}') from None
         self.csv = self.enter_context(table)
-        self.open_video = self.enter_context(ExitStack())
         names = enumerate(predictor.classes, start=1)
         categories = json.dumps([{'id': i, 'name': name} for i, name in names])
         about = f'{{"categories": {categories}, "images": ', '}'
@@ -131,29 +130,22 @@ class _Results(ExitStack):
         """Write the results of a frame."""
         self.image_id += 1
         height, width = frame.image.shape[:2]
+        number = {} if frame.number is None else {'frame': frame.number}
         self.add_image(
-            {
-                'id': self.image_id,
-                'file_name': frame.name,
-                'width': width,
-                'height': height,
-                **({} if frame.number is None else {'frame': frame.number}),
-            }
-        )
+            dict(id=self.image_id, file_name=frame.name, width=width,
+                 height=height, **number)
+        )  # fmt: skip
         table = self.predictor.to_table(sample).round(4)
         table.insert(0, 'image_id', self.image_id)
         table.to_csv(self.csv, index=False, header=self.image_id == 1)
-        for row in table.itertuples():
-            box = [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1]
-            self.add_detection(
-                {
-                    'image_id': self.image_id,
-                    'category_id': 1 + self.predictor.classes.index(row[4]),
-                    'bbox': [round(number, 4) for number in box],
-                    'score': row.score,
-                }
-            )
         found = sample.pred_instances
+        for row, label in zip(table.itertuples(), found.labels, strict=True):
+            box = [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1]
+            box = [round(number, 4) for number in box]
+            self.add_detection(
+                dict(image_id=self.image_id, category_id=1 + int(label),
+                     bbox=box, score=row.score)
+            )  # fmt: skip
         picture = draw_detections(frame.image, found, self.predictor.classes)
         # Files of different folders may have one name.
         path = self.pictures / f'{self.image_id:06}_{Path(frame.name).stem}'
@@ -162,11 +154,18 @@ class _Results(ExitStack):
             path.with_name(f'{path.name}.jpg').write_bytes(content)
             return
         if frame.name != self.video_of:
+            self.video.release()
             self.video_of = frame.name
-            self.open_video.close()
-            self.video = self.open_video.enter_context(
-                _video(f'{path}.mp4', frame.fps, picture.shape[1::-1])
+            codec = cv2.VideoWriter.fourcc(*CODEC)
+            self.video = cv2.VideoWriter(
+                f'{path}.mp4', codec, frame.fps, picture.shape[1::-1]
             )
+            self.callback(self.video.release)
+            if not self.video.isOpened():
+                raise UsageError(
+                    f'{path}.mp4: cannot be written: this OpenCV lacks the '
+                    f'codec {CODEC}; pip install opencv-python-headless has it'
+                )
         self.video.write(picture)
 
 
@@ -188,18 +187,3 @@ def _json_list(
             yield add
         finally:
             file.write(f'\n]{after}\n')
-
-
-@contextmanager
-def _video(path: str, fps: float, size: Any) -> Iterator[cv2.VideoWriter]:
-    """Yield what writes an MP4."""
-    video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*CODEC), fps, size)
-    if not video.isOpened():
-        raise UsageError(
-            f'{path}: cannot be written: this OpenCV lacks the codec {CODEC}; '
-            'pip install opencv-python-headless has it'
-        )
-    try:
-        yield video
-    finally:
-        video.release()

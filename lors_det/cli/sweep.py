@@ -45,7 +45,6 @@ from lors_det.lors import count_parameters
 
 SEED = 'randomness.seed'
 TRAIN = 'tools/train.py'
-KINDS = {'configs': str, 'seeds': int, 'command': str}
 # Columns with a '/' are metrics; the others, but these, say what was trained.
 COLUMNS = ('run', 'config', 'seed', 'settings', 'commit', 'schedule')
 COSTS = {
@@ -137,37 +136,36 @@ def run_sweep(args: argparse.Namespace) -> None:
             print(f'{run.name}:', command if run in waiting else 'finished')
         return
     failed = []
-    running: dict[str, subprocess.Popen[bytes]] = {}
+    running: list[tuple[_Run, subprocess.Popen[bytes]]] = []
     with _lock(folder) as lock:
         waiting = _unfinished(runs, results, folder)
         print(f'{len(runs) - len(waiting)} of {len(runs)} runs are finished')
-        by_name = {run.name: run for run in runs}
         threads = {'OMP_NUM_THREADS': '1'} if args.parallel > 1 else {}
+        env = {**threads, **os.environ}
         try:
             while waiting or running:
                 while waiting and len(running) < max(1, args.parallel):
                     run = waiting.pop(0)
                     print(f'{run.name}: training', flush=True)
-                    running[run.name] = _start(
-                        run, sweep, folder, lock, {**threads, **os.environ}
-                    )
+                    process = _start(run, sweep, folder, lock, env)
+                    running.append((run, process))
                 time.sleep(0.2)
-                for name, process in list(running.items()):
+                for run, process in running[:]:
                     if process.poll() is None:
                         continue
-                    del running[name]
-                    log = _read_log(folder / name)
+                    running.remove((run, process))
+                    log = _read_log(folder / run.name)
                     if log and not process.returncode:
-                        _add_row(results, by_name[name], log, list(by_name))
-                        print(f'{name}: finished, best {log["best"]}')
+                        _add_row(results, run, log, runs)
+                        print(f'{run.name}: finished, best {log["best"]}')
                         continue
-                    message = _failure(folder / name, process.returncode)
+                    message = _failure(folder / run.name, process.returncode)
                     if not args.keep_going:
                         raise UsageError(message)
                     print(message, flush=True)
-                    failed.append(name)
+                    failed.append(run.name)
         finally:
-            for process in running.values():
+            for _, process in running:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     if results.is_file():
@@ -209,24 +207,25 @@ def read_sweep(path: str) -> Sweep:
             )
     configs: Any = sweep.configs
     files = list(configs.values()) if isinstance(configs, dict) else configs
-    lists = [(f'grid.{key}', each) for key, each in sweep.grid.items()]
-    lists += [('configs', files), ('seeds', sweep.seeds)]
-    lists += [('command', sweep.command)]
-    for key, value in lists:
-        kind = KINDS.get(key, object)
-        is_list = isinstance(value, list) and len(value) > 0
+    for key, value, kind, what in (
+        *((f'grid.{key}', each, object, 'values')
+          for key, each in sweep.grid.items()),
+        ('configs', files, str, 'str'),
+        ('seeds', sweep.seeds, int, 'int'),
+        ('command', sweep.command, str, 'str'),
+    ):  # fmt: skip
+        is_list = isinstance(value, list) and value
         if not is_list or not all(isinstance(each, kind) for each in value):
-            what = kind.__name__ if key in KINDS else 'values'
             raise UsageError(
                 f'SWEEP: {key}={value!r}: expected a list of {what}'
             )
     if configs is files:
-        if len({Path(file).stem for file in files}) < len(files):
+        configs = {Path(file).stem: file for file in files}
+        if len(configs) < len(files):
             raise UsageError(
                 f'SWEEP: configs={files}: two have one name; expected '
                 'NAME: FILE for each'
             )
-        configs = {Path(file).stem: file for file in files}
     return replace(sweep, configs=configs)
 
 
@@ -407,12 +406,12 @@ def _read_rows(results: Path) -> pd.DataFrame:
 
 
 def _add_row(
-    results: Path, run: _Run, log: Mapping[str, Any], order: list[str]
+    results: Path, run: _Run, log: Mapping[str, Any], runs: list[_Run]
 ) -> None:
     """Add the row of a run that has finished; sort as the sweep does."""
     rows = _read_rows(results).to_dict('records')
     rows.append({**run.row, **log})
-    place = {name: index for index, name in enumerate(order)}
+    place = {run.name: index for index, run in enumerate(runs)}
     rows.sort(key=lambda row: place.get(row['run'], len(place)))
     atomic_write(results, pd.DataFrame(rows).to_csv(index=False))
 
@@ -444,10 +443,10 @@ def write_summary(results: Path) -> list[Path]:
     by_seed = rows.groupby([*keys, 'seed'], sort=False)[metrics[0]].mean()
     by_seed = by_seed.unstack('seed').reindex(mean.index)
     others = keys[1:] if keys[0] == 'model' else []
+    first = by_seed.iloc[0]
     if others:
-        change = by_seed - by_seed.groupby(level=others).transform('first')
-    else:
-        change = by_seed - by_seed.iloc[0]
+        first = by_seed.groupby(level=others).transform('first')
+    change = by_seed - first
     half = change.sem(axis=1) * stats.t.ppf(0.975, change.count(axis=1) - 1)
 
     table = pd.DataFrame({'runs': cells.size()})
@@ -455,21 +454,19 @@ def write_summary(results: Path) -> list[Path]:
         heading = COCO.get(name, name)
         if heading:
             form = '.1f' if name in in_percent else 'g'
-            pairs = zip(mean[name], std[name], strict=True)
-            table[heading] = [_plus_minus(*pair, form) for pair in pairs]
+            table[heading] = _plus_minus(mean[name], std[name], form)
     form = '+.1f' if metrics[0] in in_percent else 'g'
-    pairs = zip(change.mean(axis=1), half, strict=True)
-    table['change (95 %)'] = [_plus_minus(*pair, form) for pair in pairs]
-    costs = {key: name for key, name in COSTS.items() if key in rows}
-    for key, name in costs.items():
+    table['change (95 %)'] = _plus_minus(change.mean(axis=1), half, form)
+    costs = [key for key in COSTS if key in rows]
+    for key in costs:
         form = ',.3g' if key == 'decoder_gmacs' else ',.0f'
-        table[name] = [format(count, form) for count in mean[key]]
+        table[COSTS[key]] = [format(count, form) for count in mean[key]]
     table = table.reset_index().astype(str)
     table.columns = [name.split('.')[-1] for name in table]
     text = markdown_table([list(table), *table.values.tolist()])
     files = [results.with_suffix(ending) for ending in ('.md', '.svg')]
     atomic_write(files[0], f'{text}\n\n{LEGEND}\n')
-    size = list(costs)[:2][-1]  # the decoder's, if there is one
+    size = costs[:2][-1]  # the decoder's, if there is one
     points = pd.DataFrame(
         {'size': mean[size] / 1e6, 'metric': mean[metrics[0]],
          'std': std[metrics[0]]}
@@ -491,26 +488,21 @@ def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
     """Draw a line or a point per model; write other settings beside points."""
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.subplots()
-    names = (
-        points['model'] if 'model' in points else pd.Series(0, points.index)
-    )
-    for number, (name, line) in enumerate(points.groupby(names, sort=False)):
+    lines: Any = [('', points)]
+    if 'model' in points:
+        lines = points.groupby('model', sort=False)
+    for number, (name, line) in enumerate(lines):
+        marker = 'osD^v<>P'[number % 8]
         axes.errorbar(
-            line['size'],
-            line['metric'],
-            yerr=line['std'],
-            fmt=f'{"osD^v<>P"[number % 8]}-',
-            capsize=3,
-            label=name,
-        )
+            line['size'], line['metric'], line['std'],
+            fmt=f'{marker}-', capsize=3, label=name,
+        )  # fmt: skip
         for _, point in line.iterrows() if labels != ['model'] else ():
             axes.annotate(
                 ', '.join(str(point[label]) for label in labels),
-                (point['size'], point['metric']),
-                xytext=(6, 5),
-                textcoords='offset points',
-                fontsize='small',
-            )
+                (point['size'], point['metric']), xytext=(6, 5),
+                textcoords='offset points', fontsize='small',
+            )  # fmt: skip
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     if 'model' in points:
@@ -518,8 +510,11 @@ def _plot(points: pd.DataFrame, labels: list[str]) -> Figure:
     return figure
 
 
-def _plus_minus(mean: float, spread: float, form: str = 'g') -> str:
-    """Write ``0.412 ± 0.0021``; without what is not known."""
-    digits = ('.4g', '.2g') if form == 'g' else (form, form.lstrip('+'))
-    texts = [format(x, d) for x, d in zip((mean, spread), digits, strict=True)]
-    return ' ± '.join(text for text in texts if text not in ('nan', '+nan'))
+def _plus_minus(means: Any, spreads: Any, form: str) -> list[str]:
+    """Write ``0.412 ± 0.0021`` for each; without what is not known."""
+    first, second = form, form.lstrip('+')
+    if form == 'g':
+        first, second = '.4g', '.2g'
+    pairs = zip(means, spreads, strict=True)
+    texts = [(format(x, first), format(y, second)) for x, y in pairs]
+    return [' ± '.join(t for t in pair if 'nan' not in t) for pair in texts]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -47,6 +47,8 @@ from lors_det.safe_load import load_checkpoint, save_checkpoint
 #: moment of a large input (32,768 for the output projection) too expensive.
 MAX_INPUTS = 1024
 MAX_ITERS = 10
+#: A decoder that was factorised, and the errors of its stacks.
+Fit = tuple[AdaMixerDecoder, dict[str, FitReport]]
 
 
 def uptrain(args: argparse.Namespace, errors: OneLineErrors) -> None:
@@ -83,25 +85,24 @@ def uptrain(args: argparse.Namespace, errors: OneLineErrors) -> None:
     model = build_dense(cfg)
     checkpoint = load_checkpoint(args.dense, trust=args.trust)
     load_strictly(model, checkpoint, args.dense, 'test')
-    inputs = record(model, cfg, stacks, args.images) if args.images else None
+    inputs = _record(model, cfg, stacks, args.images) if args.images else None
     errors.first_batch_done = True  # the settings have proved to work
 
-    fits = {'given': _fit(model.decoder, stacks, inputs)}
+    def fit(stacks: Mapping[str, Any], max_iters: int = MAX_ITERS) -> Fit:
+        decoder = copy.deepcopy(model.decoder)
+        return decoder, factorise_decoder(
+            decoder, stacks, max_iters, inputs=inputs
+        )
+
+    fits = {'given': fit(stacks)}
     if not args.given:
         # With the shared part that no choice of ranks has influenced yet.
-        start = _fit(model.decoder, stacks, inputs, max_iters=0)
-        stacks = allocate_ranks(settings, start.reports, budget)
-        fits['allocated'] = _fit(model.decoder, stacks, inputs)
-    print(table(fits))
-    model.decoder = [*fits.values()][-1].decoder
-    write(model, checkpoint, args, stacks, out)
-
-
-class Fit(NamedTuple):
-    """A decoder that was factorised, and the errors of its stacks."""
-
-    decoder: AdaMixerDecoder
-    reports: dict[str, FitReport]
+        _, start = fit(stacks, max_iters=0)
+        stacks = allocate_ranks(settings, start, budget)
+        fits['allocated'] = fit(stacks)
+    print(_table(fits))
+    model.decoder, _ = [*fits.values()][-1]
+    _write(model, checkpoint, args.config, stacks, out)
 
 
 def build_dense(cfg: Config) -> Any:
@@ -117,19 +118,12 @@ def build_dense(cfg: Config) -> Any:
 
 
 @torch.no_grad()
-def record(
+def _record(
     model: Any, cfg: Config, stacks: Mapping[str, Any], images: int
 ) -> dict[str, list[Tensor]]:
     """Record what the stacks of a dense decoder are given on training images.
 
-    Args:
-        model: The dense detector.
-        cfg: Its ``train_dataloader`` loads the images, augmented.
-        stacks: By the name of a step.
-        images: Number of images.
-
-    Returns:
-        See `record_inputs`, with at most about `MAX_INPUTS` of a layer.
+    See `record_inputs`; at most about `MAX_INPUTS` of a layer.
     """
     set_random_seed(0)
     loader_cfg = copy.deepcopy(cfg.train_dataloader)
@@ -149,28 +143,19 @@ def record(
     return inputs
 
 
-def table(fits: Mapping[str, Fit]) -> str:
-    """Compare fits, stack by stack.
-
-    Args:
-        fits: By what chose their ranks.
-
-    Returns:
-        A table, and a line for each fit.
-    """
+def _table(fits: Mapping[str, Fit]) -> str:
+    """Compare fits, stack by stack, and all stacks of each in a line."""
     rows = [['stack', 'ranks', 'of the stages', 'private', 'relative error']]
-    names = next(iter(fits.values())).reports
-    for name in names:
-        for choice, fit in fits.items():
-            counted = count_parameters(fit.decoder.get_submodule(name))
-            report = fit.reports[name]
-            ranks = ', '.join(report.ranks)
-            error = f'{_mean(report.errors):.4f}'
+    for name in fits['given'][1]:
+        for choice, (decoder, reports) in fits.items():
+            counted = count_parameters(decoder.get_submodule(name))
+            ranks = ', '.join(reports[name].ranks)
+            error = f'{_mean(reports[name].errors):.4f}'
             rows.append([name, choice, ranks, f'{counted.private:,}', error])
     lines = [ascii_table(rows)]
-    for choice, fit in fits.items():
-        total = sum(p.numel() for p in fit.decoder.parameters())
-        all_errors = [e for r in fit.reports.values() for e in r.errors]
+    for choice, (decoder, reports) in fits.items():
+        total = sum(p.numel() for p in decoder.parameters())
+        all_errors = [e for r in reports.values() for e in r.errors]
         lines.append(
             f'{choice} ranks: {total:,} parameters in the decoder, relative '
             f'error {_mean(all_errors):.4f}'
@@ -178,36 +163,27 @@ def table(fits: Mapping[str, Fit]) -> str:
     return '\n'.join(lines)
 
 
-def write(
+def _write(
     model: Any,
     checkpoint: Mapping[str, Any],
-    args: argparse.Namespace,
+    config: str,
     stacks: Mapping[str, Any],
     out: Path,
 ) -> None:
-    """Write a checkpoint and its config, and print how to go on.
-
-    Args:
-        model: The factorised detector.
-        checkpoint: The dense one; its class names are kept.
-        args: Of the command line.
-        stacks: Of the decoder.
-        out: Folder to write to.
-    """
+    """Write a checkpoint and its config, and print how to go on."""
     meta = checkpoint.get('meta') or {}
     meta = {k: v for k, v in meta.items() if k == 'dataset_meta'}
     state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-    save_checkpoint(state, meta, out / 'lors.pth')
+    weights, file = out / 'lors.pth', out / 'lors.py'
+    save_checkpoint(state, meta, weights)
+    decoder = {'stacks': stacks}
     changes = Config(
-        {
-            'model': {'decoder': {'stacks': stacks}},
-            'load_from': str(out / 'lors.pth'),
-        }
+        {'model': {'decoder': decoder}, 'load_from': str(weights)}
     )
-    base = os.path.relpath(args.config, out)
-    atomic_write(out / 'lors.py', f'_base_ = {base!r}\n{changes.pretty_text}')
-    print(f'written: {out / "lors.pth"}, {out / "lors.py"}; to fine-tune it:')
-    print(f'python tools/train.py {out / "lors.py"}')
+    base = os.path.relpath(config, out)
+    atomic_write(file, f'_base_ = {base!r}\n{changes.pretty_text}')
+    print(f'written: {weights}, {file}; to fine-tune it:')
+    print(f'python tools/train.py {file}')
 
 
 def _stacks(cfg: Config, name: str) -> dict[str, dict[str, Any]]:
@@ -217,33 +193,17 @@ def _stacks(cfg: Config, name: str) -> dict[str, dict[str, Any]]:
         raise UsageError(
             f"{name}: model.type={model.get('type')!r}: expected 'AdaMixer'"
         )
-    parsed = {
-        step: StackConfig.parse(config, f'decoder.stacks.{step}')
-        for step, config in (model.decoder.get('stacks') or {}).items()
-    }
-    stacks = {
-        step: asdict(config)
-        for step, config in parsed.items()
-        if config.mode != 'dense'
-    }
+    stacks = {}
+    for step, each in (model.decoder.get('stacks') or {}).items():
+        config = StackConfig.parse(each, f'decoder.stacks.{step}')
+        if config.mode != 'dense':
+            stacks[step] = asdict(config)
     if not stacks:
         raise UsageError(
             f'{name}: model.decoder.stacks has dense weights only: expected '
             "the config of LORS, with stacks in the mode 'lors'"
         )
     return stacks
-
-
-def _fit(
-    dense: AdaMixerDecoder,
-    stacks: Mapping[str, Any],
-    inputs: Mapping[str, list[Tensor]] | None,
-    max_iters: int = MAX_ITERS,
-) -> Fit:
-    """Factorise a copy of a dense decoder."""
-    decoder = copy.deepcopy(dense)
-    reports = factorise_decoder(decoder, stacks, max_iters, inputs=inputs)
-    return Fit(decoder, reports)
 
 
 def _mean(errors: Sequence[float]) -> float:

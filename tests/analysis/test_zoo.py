@@ -11,7 +11,6 @@ from mmengine.config import Config
 
 from lors_det.analysis import zoo
 from lors_det.analysis.zoo import read_index, zoo_page
-from lors_det.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 INDEX = ROOT / 'model-index.yml'
@@ -86,11 +85,3 @@ def test_what_is_measured_is_shown(tmp_path: Path) -> None:
         'lors, r 8, K rising', 'lors, r 8', '2.8',
     ]  # fmt: skip
     assert cells[-2:] == ['41.5', '41.3']
-
-
-def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r'none.yml does not exist'):
-        read_index(tmp_path / 'none.yml')
-    write(tmp_path / 'model-index.yml', ['configs'])
-    with pytest.raises(UsageError, match=r'model-index.yml is no mapping'):
-        read_index(tmp_path / 'model-index.yml')

@@ -172,8 +172,8 @@ def test_other_mistakes(files: tuple[Path, str]) -> None:
         'error: --resamples 1: expected at least 2'
     )
     assert line('configs/deit/deit-tiny_digits.py', good) == (
-        'error: CONFIG: test_dataloader has data sets of the types '
-        "['DigitImages'], expected one 'CheckedCocoDataset' or 'CocoDataset'"
+        "error: CONFIG: test_dataloader.dataset.type='DigitImages': expected "
+        "one of ['CocoDataset', 'CheckedCocoDataset']"
     )
     assert line(config_file, good, '--sheet', folder / 'a.doc').startswith(
         f"error: --sheet {folder}/a.doc: Format 'doc' is not supported"

@@ -45,7 +45,7 @@ def test_clean_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(CONFIG) == 0
     output = capsys.readouterr()
     assert output.out.count('a run uses 19 images\nno defects') == 2
-    assert output.err.count('images') == 2  # progress
+    assert output.err.count('images:   0%') == 2  # progress
 
 
 def test_defects_and_their_answers(
@@ -118,8 +118,8 @@ def test_what_a_run_refuses_leads_to_no_image(
         (['none.py'], 'error: CONFIG: none.py does not exist'),
         (
             ['configs/deit/deit-tiny_digits.py'],
-            "error: train_dataloader.dataset.type='DigitImages': only "
-            "['CocoDataset', 'CheckedCocoDataset'] can be checked",
+            "error: train_dataloader.dataset.type='DigitImages': expected "
+            "one of ['CocoDataset', 'CheckedCocoDataset']",
         ),
         (
             [CONFIG, '--json', '/dev/null/report.json'],
