@@ -107,12 +107,9 @@ def load(
     models = {}
     for config, checkpoint in files:
         errors.cfg = load_config(config)
-        args = SimpleNamespace(
-            checkpoint=checkpoint, device=device, trust=trust
-        )
         name = Path(config).stem
         name = checkpoint if name in models else name
-        models[name] = load_predictor(args, errors.cfg)
+        models[name] = load_predictor(errors.cfg, checkpoint, device, trust)
     errors.first_batch_done = True  # what fails now is no mistake of a user
     return models
 

@@ -140,15 +140,13 @@ class HubPredictor(Predictor, ModelHubMixin):
             metrics: What was measured, by name.
             **head: More of the card's head, such as ``license='mit'``.
         """
-        head = {
-            'library_name': 'lors_det',
-            'pipeline_tag': 'object-detection',
-            **head,
-        }
         rows = (f'| {name} | {value} |' for name, value in metrics.items())
+        about = ModelCardData(
+            library_name='lors_det', pipeline_tag='object-detection', **head
+        )
         return ModelCard(
             CARD.format(
-                head=ModelCardData(**head).to_yaml(),
+                head=about.to_yaml(),
                 detector=self.config.model.type,
                 classes=', '.join(self.classes),
                 data=data,
@@ -176,21 +174,18 @@ class HubPredictor(Predictor, ModelHubMixin):
             UsageError: If it is not there, not whole, or of another kind, or
                 names a class that is not registered.
         """
-        folder, files = Path(name), [CONFIG, WEIGHTS]
+        folder = Path(name)
         if not folder.is_dir():
             try:
-                folder = Path(
-                    snapshot_download(
-                        str(name), allow_patterns=files, **download
-                    )
+                fetched = snapshot_download(
+                    str(name), allow_patterns=[CONFIG, WEIGHTS], **download
                 )
             except Exception as error:  # its clients have many
                 raise UsageError(
                     f'{name}: no folder, and not fetched from the hub: '
                     f'{one_line(error)}'
                 ) from None
-        for file in files:
-            check_file(str(folder / file), 'from_pretrained')
+            folder = Path(fetched)
         cfg = _read_config(folder / CONFIG)
         install()  # for models that load weights of their own
         by_name = registry.get_object_from_string
@@ -209,6 +204,7 @@ class HubPredictor(Predictor, ModelHubMixin):
 
 def _read_config(file: Path) -> Config:
     """Read what describes a detector, and nothing else of the file."""
+    check_file(str(file), 'from_pretrained')
     try:
         found = json.loads(file.read_text('utf-8'))
         model, pipeline = found['model'], found['test_pipeline']

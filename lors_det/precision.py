@@ -142,11 +142,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run a forward in the type.
-
-        Args:
-            model: What is trained.
-        """
+        """Run a forward in the type."""
         with OptimWrapper.optim_context(self, model):
             with torch.autocast('cpu', self.cast_dtype):
                 yield

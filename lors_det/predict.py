@@ -66,9 +66,9 @@ class Predictor:
         trust: bool = False,
         dtype: str = 'float32',
     ) -> None:
-        cfg = (
-            config if isinstance(config, Config) else load_config(str(config))
-        )
+        cfg = config
+        if not isinstance(cfg, Config):
+            cfg = load_config(str(cfg))
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         self.config = copy.deepcopy(cfg)  # to build a model may change it
         self.model: Any
@@ -95,12 +95,7 @@ class Predictor:
     def __call__(
         self, inputs: Any, batch_size: int = 1
     ) -> list[DetDataSample]:
-        """Return the samples of `stream`.
-
-        Args:
-            inputs: See `stream`.
-            batch_size: See `stream`.
-        """
+        """Return the samples of `stream`, which has the same arguments."""
         return [sample for _, sample in self.stream(inputs, batch_size)]
 
     def stream(

@@ -75,23 +75,22 @@ def with_mean(values: Array) -> Array:
     return np.concatenate([[mean], values])
 
 
-def bootstrap(evaluator: COCOeval, num_resamples: int, seed: int = 0) -> Array:
+def bootstrap(evaluator: COCOeval, num_resamples: int) -> Array:
     """Return COCO's numbers for images that are drawn with replacement.
 
-    The same seed draws the same images: the difference of two models has an
+    Each call draws the same images: the difference of two models has an
     interval, too. A class that a resample lacks keeps its AP, so that all
     means are over the same classes.
 
     Args:
         evaluator: See `lors_det.analysis.results.match`.
         num_resamples: Number of resamples (B).
-        seed: Of the generator that draws.
 
     Returns:
         (B, 1 + K, 6), the mean over classes first.
     """
     size = len(evaluator.params.imgIds)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     point = class_ap(precision_curves(evaluator))
     samples = []
     for _ in range(num_resamples):

@@ -105,7 +105,7 @@ def find_errors(evaluator: COCOeval) -> Errors:
         evaluator: See `lors_det.analysis.results.match`.
     """
     found, objects = _rows(evaluator)
-    found = found.assign(kind='', object_class=0, repairs=False, object=-1)
+    found = found.assign(kind='', object=-1)
     by_image = objects.groupby('image_id').indices
     for image_id, rows in found.groupby('image_id').indices.items():
         here = objects.iloc[by_image.get(image_id, [])]
@@ -113,16 +113,15 @@ def find_errors(evaluator: COCOeval) -> Errors:
         kinds, nearest = _kinds(evaluator, part, here)
         found.loc[part.index, 'kind'] = kinds
         found.loc[part.index, 'object'] = nearest
-    mendable = found[found['kind'].isin(['Cls', 'Loc'])].copy()
-    mendable['object_class'] = mendable['object'].map(objects['category_id'])
+    found['object_class'] = found['object'].map(objects['category_id'])
+    mendable = found[found['kind'].isin(['Cls', 'Loc'])]
     open_objects = objects.index[~objects['hit']]
     best = (
         mendable[mendable['object'].isin(open_objects)]
         .sort_values('score', ascending=False, kind='stable')
         .drop_duplicates('object')
     )
-    found.loc[mendable.index, 'object_class'] = mendable['object_class']
-    found.loc[best.index, 'repairs'] = True
+    found['repairs'] = found.index.isin(best.index)
     missed = ~objects['hit'] & ~objects.index.isin(mendable['object'])
     objects['kind'] = np.where(missed, 'Miss', '')
     return Errors(found, objects, list(evaluator.params.catIds))

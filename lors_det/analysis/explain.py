@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
@@ -258,15 +258,11 @@ def plot_images(
     figure = Figure(figsize=(10, 3.6), layout='constrained')
     used, moved, done = figure.subplots(1, 3)
     figure.suptitle(f'{count} detections in {len(summaries)} images')
-    colours = mpl.colormaps['viridis'](np.linspace(0, 1, len(strides)))
-    bottom = np.zeros(num_stages)
-    for index, stride in enumerate(strides):
-        share = levels[..., index].mean(0).numpy() * 100
-        used.bar(
-            stages, share, bottom=bottom, color=colours[index], label=stride
-        )
-        bottom += share
-    used.set(ylabel='level weight [%]', ylim=(0, 100))
+    share = pd.DataFrame(levels.mean(0).numpy() * 100, stages, strides)
+    share.plot.bar(
+        ax=used, stacked=True, width=0.8, colormap='viridis', xlabel='stage',
+        ylabel='level weight [%]', ylim=(0, 100), rot=0,
+    )  # fmt: skip
     used.legend(
         title='stride [pixels]', ncols=len(strides), fontsize='small',
         loc='lower center', bbox_to_anchor=(0.5, 1), columnspacing=1,
@@ -287,6 +283,6 @@ def plot_images(
         f'final class, IoU {SETTLED_IOU} with the final box',
         fontsize='medium',
     )
-    for axes in (used, moved, done):
+    for axes in (moved, done):
         axes.set(xlabel='stage', xticks=stages)
     return save_figure(figure, folder, 'stages')

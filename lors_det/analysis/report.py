@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping
 from functools import partial
 from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,6 @@ from lors_det.analysis.detection_errors import (
 )
 from lors_det.analysis.report_figures import (
     calibration_error,
-    confusion_matrix,
     draw_calibration,
     draw_confusion,
     draw_curves,
@@ -98,8 +96,8 @@ a false detection; in the truth, an object that no model finds.</p>
 def write_report(
     truth: Truth,
     models: Mapping[str, COCO],
-    score_thr: float = 0.3,
-    num_resamples: int = 200,
+    score_thr: float,
+    num_resamples: int,
 ) -> str:
     """Write the page.
 
@@ -130,8 +128,6 @@ def write_report(
     curves = {name: precision_curves(each) for name, each in matched.items()}
     kinds = pd.DataFrame({n: each.counts() for n, each in errors.items()})
     kinds.index = pd.Index(f'{kind}: {text}' for kind, text in KINDS.items())
-    classes = list(truth.classes)
-    matrices = {n: confusion_matrix(m, classes) for n, m in confident.items()}
     wrong = [
         table['image_id'][~table['right']]
         for each in confident.values()
@@ -153,7 +149,9 @@ def write_report(
             for name, each in errors.items()
         ),
         kinds=_table(kinds),
-        confusion=_image(draw_confusion(matrices, list(sizes)), 'confusions'),
+        confusion=_image(
+            draw_confusion(confident, truth.classes), 'confusions'
+        ),
         score_thr=score_thr,
         worst=_image(
             draw_sheet(truth, confident, worst.tolist()),
@@ -180,22 +178,18 @@ def _ap_tables(
         names.append(f'{names[1]} minus {names[0]}')
         points.append(points[1] - points[0])
         samples.append(samples[1] - samples[0])
-    write: list[Any] = [_cell, _cell, partial(_cell, form='+.1f')]
-    return {
-        name: pd.DataFrame(
-            np.vectorize(cell, otypes=[object])(
-                100 * point, *np.percentile(100 * sample, [2.5, 97.5], axis=0)
-            ),
-            columns=METRICS,
-        )
-        for name, point, sample, cell in zip(
-            names, points, samples, write, strict=False
-        )
-    }
+    tables = {}
+    for name, point, sample in zip(names, points, samples, strict=True):
+        form = '.1f' if name in models else '+.1f'
+        ends = np.percentile(100 * sample, [2.5, 97.5], axis=0)
+        cells = _cells(100 * point, *ends, form)
+        tables[name] = pd.DataFrame(cells, columns=METRICS)
+    return tables
 
 
-def _cell(point: float, low: float, high: float, form: str = '.1f') -> str:
-    """Write a number with its interval below; bold if a change is certain."""
+@partial(np.vectorize, otypes=[object])
+def _cells(point: float, low: float, high: float, form: str) -> object:
+    """Write numbers with intervals below; bold if a change is certain."""
     if np.isnan(point):
         return '-'
     text = f'{point:{form}}'

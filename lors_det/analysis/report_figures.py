@@ -153,22 +153,26 @@ def confusion_matrix(model: Confident, categories: list[int]) -> Array:
 
 
 def draw_confusion(
-    matrices: Mapping[str, Array], classes: list[str]
+    models: Mapping[str, Confident], classes: Mapping[int, str]
 ) -> Figure:
     """Draw confusion matrices side by side.
 
     Args:
-        matrices: By the model's name; see `confusion_matrix`.
-        classes: Names of the classes.
+        models: Confident detections and objects by the model's name.
+        classes: Names of the classes by their id.
     """
+    matrices = [
+        confusion_matrix(each, list(classes)) for each in models.values()
+    ]
     # The objects of each class are the same for all models.
-    sizes = next(iter(matrices.values()))[:-1].sum(1)
+    sizes = matrices[0][:-1].sum(1)
     shown = np.sort(np.argsort(-sizes, kind='stable')[:MAX_CONFUSED])
     shown = np.append(shown, len(classes))
+    names = list(classes.values())
     size = 1.6 + 0.55 * max(len(shown), 3)
     figure = Figure((size * len(matrices) + 0.4, size), layout='constrained')
     panels = figure.subplots(1, len(matrices), squeeze=False)
-    for axes, (title, matrix) in zip(panels[0], matrices.items(), strict=True):
+    for axes, title, matrix in zip(panels[0], models, matrices, strict=True):
         part = matrix[np.ix_(shown, shown)]
         shares = part / np.maximum(matrix.sum(1, keepdims=True)[shown], 1)
         axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
@@ -181,9 +185,9 @@ def draw_confusion(
                 )  # fmt: skip
         ticks = range(len(shown))
         axes.set_xticks(
-            ticks, [[*classes, 'missed'][k] for k in shown],
+            ticks, [[*names, 'missed'][k] for k in shown],
             rotation=45, ha='right', rotation_mode='anchor',
         )  # fmt: skip
-        axes.set_yticks(ticks, [[*classes, 'background'][k] for k in shown])
+        axes.set_yticks(ticks, [[*names, 'background'][k] for k in shown])
         axes.set(title=title, xlabel='detected as', ylabel='object')
     return figure

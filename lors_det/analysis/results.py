@@ -36,11 +36,7 @@ class Truth:
     image_folder: Path
 
     def image_path(self, image_id: int) -> Path:
-        """Return the file of an image.
-
-        Args:
-            image_id: Its id.
-        """
+        """Return the file of an image."""
         return self.image_folder / self.coco.imgs[image_id]['file_name']
 
 
@@ -60,22 +56,19 @@ def read_results(path: str, truth: Truth) -> COCO:
             another data set.
     """
     check_file(path, 'RESULTS')
-    form = 'expected what tools/test.py --out FILE.bbox.json writes'
     known = {'image_id': truth.coco.imgs, 'category_id': truth.classes}
     try:
         content = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        raise UsageError(
-            f'RESULTS: {path} is no JSON, or cut off: {form}'
-        ) from None
-    try:
         ids = {key: {each[key] for each in content} for key in known}
         rows = [[*each['bbox'], each['score']] for each in content]
         numbers = np.array(rows, float).reshape(-1, 5)
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(f'RESULTS: {path} has another form: {form}') from None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UsageError(
+            f'RESULTS: {path} is cut off, or has another form: expected what '
+            'tools/test.py --out FILE.bbox.json writes'
+        ) from None
     if not rows:
-        raise UsageError(f'RESULTS: {path} holds no detections: {form}')
+        raise UsageError(f'RESULTS: {path} holds no detections')
     if not np.isfinite(numbers).all():
         raise UsageError(f'RESULTS: {path}: a box or score is not finite')
     for key, found in ids.items():

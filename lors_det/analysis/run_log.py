@@ -92,23 +92,15 @@ def plot_runs(work_dirs: Sequence[str], file: Path) -> None:
 
 def _read_run(work_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the training steps and the evaluations of a run, by step."""
-    steps, evaluations, last = [], [], 0
-    for record in itertools.chain(*read_starts(work_dir)):
-        if 'iter' in record:
-            last = record['step']
-            steps.append(record)
-        else:  # mmengine counts these in epochs
-            evaluations.append({**record, 'step': last})
-    # A resumed run logs some steps again: the last time counts.
-    tables = [
-        pd.DataFrame(found, columns=None if found else ['step'])
-        .groupby('step')
-        .last()
-        for found in (steps, evaluations)
-    ]
-    if tables[0].empty:
+    records = pd.DataFrame(itertools.chain(*read_starts(work_dir)))
+    if 'iter' not in records:
         raise UsageError(
             f'WORK_DIR {work_dir}: no log of a training there, expected '
             f'{work_dir}/*/vis_data/scalars.json'
         )
-    return tables[0], tables[1]
+    is_step = records['iter'].notna()
+    # mmengine counts evaluations in epochs.
+    records['step'] = records['step'].where(is_step).ffill().fillna(0)
+    # A resumed run logs some steps again: the last time counts.
+    steps = records[is_step].groupby('step').last()
+    return steps, records[~is_step].groupby('step').last()

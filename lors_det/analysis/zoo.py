@@ -105,10 +105,9 @@ def _row(
 
 def _stack(stack: Mapping[str, Any] | None) -> str:
     """Write mode, rank and K of a stack: ``lors, r 16, K rising``."""
-    if not stack or stack.get('mode', 'dense') == 'dense':
-        return 'dense'
-    if stack['mode'] == 'shared':
-        return 'shared'
-    text = f'{stack["mode"]}, r {stack["rank"]}'
+    mode: str = (stack or {}).get('mode', 'dense')
+    if not stack or mode in ('dense', 'shared'):
+        return mode
+    text = f'{mode}, r {stack["rank"]}'
     groups = stack.get('num_param_groups', 1)
     return text if groups == 1 else f'{text}, K {groups}'

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
-from tqdm.contrib.concurrent import process_map
 
 from lors_det.analysis.tables import ascii_table
 from lors_det.cli.checks import datasets_of
@@ -69,11 +67,9 @@ def check(args: argparse.Namespace) -> bool:
 
 def _table(result: Mapping[str, Any]) -> str:
     """Return a result of `_check_one` as text: a verdict and a table."""
-    verdict = (
-        f'a run uses {result["num_images"]} images'
-        if result['refused'] is None
-        else f'a run is refused: {result["refused"]}'
-    )
+    verdict = f'a run uses {result["num_images"]} images'
+    if result['refused']:
+        verdict = f'a run is refused: {result["refused"]}'
     text = f'{result["dataset"]}: {result["ann_file"]}: {verdict}\n'
     rows = [
         [kind, str(found['count']), found['answer'], '\n'.join(found['first'])]
@@ -82,7 +78,7 @@ def _table(result: Mapping[str, Any]) -> str:
     if rows:
         head = ['defect', 'count', 'answer', 'first']
         return text + ascii_table([head, *rows])
-    return text + ('no defects' if result['refused'] is None else '')
+    return text + ('' if result['refused'] else 'no defects')
 
 
 def build_dataset(config: Mapping[str, Any], name: str) -> CheckedCocoDataset:
@@ -111,11 +107,15 @@ def _check_one(
     """Check one data set, as a run would read it; ``name`` is its setting."""
     dataset = build_dataset(config, name)
     refused = None
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')  # the table says all of it
     try:
-        with _quiet():
-            dataset.full_init()
+        dataset.full_init()
     except UsageError as error:
         refused = str(error)
+    finally:
+        logger.setLevel(level)
     defects = dataset.annotation_defects
     num_images = len(dataset) if refused is None else 0
     infos = [dataset.get_data_info(i) for i in range(num_images)]
@@ -152,22 +152,8 @@ def _inspect_images(
     paths = [info['img_path'] for info in infos]
     sizes = [(int(info['height']), int(info['width'])) for info in infos]
     inspect = partial(inspect_image, loader)
+    show = partial(tqdm, desc='images', total=len(infos))
     if not num_workers:
-        return [*tqdm(map(inspect, paths, sizes), 'images', len(infos))]
-    return process_map(
-        inspect, paths, sizes,
-        desc='images', max_workers=num_workers, chunksize=32,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep out of the log what the table says."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+        return list(show(map(inspect, paths, sizes)))
+    with ProcessPoolExecutor(num_workers) as pool:
+        return list(show(pool.map(inspect, paths, sizes, chunksize=32)))

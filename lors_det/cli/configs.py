@@ -19,12 +19,9 @@ CONFIGS = MIM / 'configs'
 
 def find_configs() -> dict[str, Path]:
     """Return the files of all configs that a run can take, by their names."""
-    found = sorted(
-        path
-        for path in CONFIGS.rglob('*.py')
-        if path.relative_to(CONFIGS).parts[0] != '_base_'
-    )
-    return {path.stem: path for path in found}
+    files = sorted(CONFIGS.rglob('*.py'))
+    bases = CONFIGS / '_base_'
+    return {path.stem: path for path in files if bases not in path.parents}
 
 
 def describe_configs() -> list[str]:

@@ -37,12 +37,7 @@ class ConsoleRunner(Runner):
     """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build mmengine's logger, with a console that waits.
-
-        Args:
-            *args: As in mmengine.
-            **kwargs: As in mmengine.
-        """
+        """Build mmengine's logger, with a console that waits."""
         logger = super().build_logger(*args, **kwargs)
         self.console = logger.handlers[0]
         self.console.addFilter(self._is_shown)
@@ -78,11 +73,7 @@ class _Plain(logging.Formatter):
     """Writes the message alone, without the losses of single stages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record.
-
-        Args:
-            record: The record.
-        """
+        """Format a record."""
         text = STAGE_LOSS.sub('', super().format(record))
         if record.levelno >= logging.WARNING:
             text = f'{record.levelname.lower()}: {text}'

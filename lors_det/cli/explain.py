@@ -44,7 +44,7 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
         )
     images = [] if args.image is None else _find_images(args.image)
     errors.cfg = load_config(args.config)
-    predictor = load_predictor(args, errors.cfg)
+    predictor = load_predictor(errors.cfg, args.checkpoint, args.device)
     model = predictor.model
     errors.first_batch_done = True  # what fails now is no mistake of a user
     traces = (trace_image(predictor, image) for image in images)
@@ -69,12 +69,16 @@ def explain(args: argparse.Namespace, errors: OneLineErrors) -> list[Path]:
     return [file, file.with_suffix('.gif')]
 
 
-def load_predictor(args: argparse.Namespace, cfg: Config) -> Predictor:
+def load_predictor(
+    cfg: Config, checkpoint: str, device: str | None, trust: bool = False
+) -> Predictor:
     """Build a trained AdaMixer.
 
     Args:
-        args: Parsed arguments.
         cfg: Its config.
+        checkpoint: See `Predictor`, as the others.
+        device: Where it runs.
+        trust: Whether the checkpoint may run code.
 
     Raises:
         UsageError: If it is no AdaMixer, or the checkpoint does not fit.
@@ -85,8 +89,7 @@ def load_predictor(args: argparse.Namespace, cfg: Config) -> Predictor:
             f"CONFIG: model.type={model_type!r}: expected 'AdaMixer'"
         )
     cfg.model.compile = False  # compiled parts call no hooks
-    trust = getattr(args, 'trust', False)
-    return Predictor(cfg, args.checkpoint, args.device, trust)
+    return Predictor(cfg, checkpoint, device, trust)
 
 
 def _find_images(path: Path) -> list[Path]:

@@ -66,12 +66,10 @@ def _describe(summary: Summary) -> str:
         here, there = kinds if summary.folded else kinds[::-1]
         other = f'{summary.other_size / 1e6:.1f} MB'
         size += f', weights of the stages {here}; {there} {other}'
-    return '\n'.join(
-        [
-            f'{summary.path}: {summary.nodes} nodes',
-            f'  inputs {", ".join(summary.inputs)}; '
-            f'outputs {", ".join(summary.outputs)}; '
-            'batch, height and width are free',
-            f'  {size}',
-        ]
+    return (
+        f'{summary.path}: {summary.nodes} nodes\n'
+        f'  inputs {", ".join(summary.inputs)}; '
+        f'outputs {", ".join(summary.outputs)}; '
+        'batch, height and width are free\n'
+        f'  {size}'
     )

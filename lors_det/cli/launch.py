@@ -72,13 +72,9 @@ def leave() -> None:
 
 def _wrapper_on_cpu(cfg: Config) -> ConfigDict:
     """Return mmengine's settings for distributed models, without a device."""
-    wrapper = ConfigDict(
-        cfg.get('model_wrapper_cfg')
-        or {
-            'broadcast_buffers': False,
-            'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        }
-    )
+    unused = cfg.get('find_unused_parameters', False)
+    default = {'broadcast_buffers': False, 'find_unused_parameters': unused}
+    wrapper = ConfigDict(cfg.get('model_wrapper_cfg') or default)
     wrapper.setdefault('type', 'MMDistributedDataParallel')
     if str(wrapper.type).endswith('DistributedDataParallel'):
         wrapper.setdefault('device_ids', None)

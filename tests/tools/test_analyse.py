@@ -117,19 +117,20 @@ def changed(**values: Any) -> str:
     return json.dumps([*detections(), {**detections()[0], **values}])
 
 
+NO_RESULTS = ' is cut off, or has another form: expected what'
 # Content of the file (None: there is none) and what the line says of it.
 BROKEN = {
     'missing': (None, ' does not exist'),
     'empty': ('', ' is empty'),
-    'cut off': (changed()[:-9], ' is no JSON, or cut off: expected what'),
-    'a pickle': ('\x80\x04', ' is no JSON, or cut off: expected what'),
-    'no detections': ('[]', ' holds no detections: expected what'),
-    'annotations': (json.dumps(content()), ' has another form: expected'),
-    'a number': ('7', ' has another form: expected what'),
+    'cut off': (changed()[:-9], NO_RESULTS),
+    'a pickle': ('\x80\x04', NO_RESULTS),
+    'no detections': ('[]', ' holds no detections'),
+    'annotations': (json.dumps(content()), NO_RESULTS),
+    'a number': ('7', NO_RESULTS),
     'no score': ('[{"image_id": 1, "category_id": 10, "bbox": [1, 1, 2, 2]}]',
-                 ' has another form: expected what'),
-    'three numbers': (changed(bbox=[1, 2, 3]), ' has another form: expected'),
-    'text': (changed(bbox='abcd'), ' has another form: expected what'),
+                 NO_RESULTS),
+    'three numbers': (changed(bbox=[1, 2, 3]), NO_RESULTS),
+    'text': (changed(bbox='abcd'), NO_RESULTS),
     'NaN': (changed(score=float('nan')), ': a box or score is not finite'),
     'an image': (changed(image_id=99), ': 1 of 5 values of image_id are not '
                  'in {}/ann.json, like 99: expected results of that data se'),

@@ -45,7 +45,7 @@ def test_clean_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(CONFIG) == 0
     output = capsys.readouterr()
     assert output.out.count('a run uses 19 images\nno defects') == 2
-    assert output.err.count('images:   0%') == 2  # progress
+    assert output.err.count('images: 100%') == 2  # progress
 
 
 def test_defects_and_their_answers(
