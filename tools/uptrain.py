@@ -23,13 +23,14 @@ def main():
         metavar='CONFIG',
         help='config of LORS; its stacks say what is factorised',
     )
-    parser.add_argument(
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument(
         '--budget',
         type=int,
         metavar='PARAMS',
         help="parameters that the decoder may have (those of CONFIG's)",
     )
-    parser.add_argument(
+    ranks.add_argument(
         '--given',
         action='store_true',
         help='keep the ranks of CONFIG instead of allocating them',

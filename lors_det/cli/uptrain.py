@@ -64,8 +64,6 @@ def uptrain(args: argparse.Namespace, errors: OneLineErrors) -> None:
     """
     if args.images < 0:
         raise UsageError(f'--images {args.images}: expected 0 or more')
-    if args.budget and args.given:
-        raise UsageError('--budget and --given exclude each other')
     cfg = errors.cfg = load_config(args.config)
     stacks = _stacks(cfg, args.config)
     out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'lors'))

@@ -110,7 +110,6 @@ BAD = [
         r'--budget 99: expected at least \d+, the decoder with the lowest',
     ),
     (['DENSE', CONFIG, '--images', '-1'], '--images -1: expected 0 or more'),
-    (['DENSE', CONFIG, '--budget', '9', '--given'], 'exclude each other'),
     (
         ['DENSE', 'configs/adamixer/adamixer_r50_1x_coco.py'],
         'model.decoder.stacks has dense weights only: expected the config of',
