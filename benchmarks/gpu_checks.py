@@ -11,7 +11,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.bench import Bench, graphed
 from benchmarks.cases import DTYPES, Case
-from benchmarks.checked import BOUNDS, compare
+from benchmarks.checked import BOUNDS, compare, relative_error
 from benchmarks.end_to_end import DEMO, WEIGHTS
 from lors_det.adamixer.postprocess import select_topk
 from lors_det.analysis.benchmark import Options, build, random_batch
@@ -48,10 +47,6 @@ SMALL = {
 }  # fmt: skip
 
 
-class NotRun(Exception):
-    """A part that cannot run here; says why."""
-
-
 @dataclass(frozen=True)
 class Context:
     """Device and deadline of the parts.
@@ -69,14 +64,14 @@ class Context:
         """True on a GPU; elsewhere all sizes are small."""
         return self.device.startswith('cuda')
 
+    @property
+    def dtype(self) -> str:
+        """The type that is timed: processors may lack bfloat16."""
+        return 'bfloat16' if self.on_gpu else 'float32'
+
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.deadline - time.monotonic()
-
-    def need_gpu(self) -> None:
-        """Raise `NotRun` without a GPU."""
-        if not self.on_gpu:
-            raise NotRun('no CUDA device')
 
     def case(self, *args: Any, **settings: Any) -> Case:
         """Return a case on the device.
@@ -98,21 +93,9 @@ def row(what: str, check: Callable[[], str]) -> Row:
     """
     try:
         return {'what': what, 'result': 'passed', 'found': check()}
-    except NotRun as error:
-        return {'what': what, 'result': f'not run: {error}', 'found': ''}
     except Exception as error:
         traceback.print_exc()
         return {'what': what, 'result': 'failed', 'found': one_line(error)}
-
-
-def without_tf32() -> ExitStack:
-    """Return a context in which float32 is float32."""
-    stack = ExitStack()
-    stack.enter_context(torch.backends.cudnn.flags(True, allow_tf32=False))
-    before = torch.get_float32_matmul_precision()
-    stack.callback(torch.set_float32_matmul_precision, before)
-    torch.set_float32_matmul_precision('highest')
-    return stack
 
 
 def golden(context: Context) -> Iterator[Row]:
@@ -130,12 +113,11 @@ def _compare_recorded(
 ) -> str:
     worst: dict[str, float] = {}
     recorded = golden_files.Golden.load(path, dtype, context.device)
-    with without_tf32():
-        for comparison in check(recorded):
-            comparison.check(recorded.bounds())
-            errors = comparison.errors().values()
-            kind = comparison.kind
-            worst[kind] = max([worst.get(kind, 0.0), *errors])
+    for comparison in check(recorded):
+        comparison.check(recorded.bounds())
+        errors = comparison.errors().values()
+        kind = comparison.kind
+        worst[kind] = max([worst.get(kind, 0.0), *errors])
     return ', '.join(f'{kind} {error:.0e}' for kind, error in worst.items())
 
 
@@ -153,9 +135,8 @@ def precision(context: Context) -> Iterator[Row]:
 def _in_float64(case: Case, model: str) -> str:
     bench = Bench.build(case, model)
     exact = bench.in_float64()
-    with without_tf32():
-        expected = exact.results(exact.call('plain'))
-        found = bench.results(bench.call('eager'))
+    expected = exact.results(exact.call('plain'))
+    found = bench.results(bench.call('eager'))
     error = compare('eager', found, expected, case.dtype)
     outputs, gradients = BOUNDS[case.dtype]
     return (
@@ -175,7 +156,6 @@ def synchronisation(context: Context) -> Iterator[Row]:
 
 
 def _never_waits(context: Context, model: str, mode: str) -> str:
-    context.need_gpu()
     case = context.case('decoder', mode, (), image_size=(320, 320))
     call = Bench.build(case, model).call('eager')
     call()  # handles and workspaces are made here
@@ -194,7 +174,6 @@ def graph(context: Context) -> Iterator[Row]:
 
 @torch.no_grad()
 def _replayed(context: Context) -> str:
-    context.need_gpu()
     model = Predictor(DEMO, WEIGHTS, context.device).model
     sizes = torch.tensor([[256.0, 192], [230, 192]], device=context.device)
     images, fresh = torch.randn(2, 2, 3, 192, 256, device=context.device)
@@ -203,22 +182,15 @@ def _replayed(context: Context) -> str:
         last = model.decode(images, sizes)[-1]
         return [*select_topk(last, model.max_per_img)]
 
-    with without_tf32():
-        replay = graphed(predict)
-        images.copy_(fresh)
-        found, expected = replay(), predict()
+    replay = graphed(predict)
+    images.copy_(fresh)
+    found, expected = replay(), predict()
     names = ('scores', 'labels', 'boxes')
     for name, mine, theirs in zip(names, found, expected, strict=True):
-        error = _difference(mine, theirs)
+        error = relative_error(mine, theirs)
         assert error < 1e-4, f'{name} differ from eager by {error:.0e}'
     is_equal = all(map(torch.equal, found, expected))
     return 'equal to the bit' if is_equal else 'equal to 1e-4'
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm."""
-    exact = expected.double()
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 def compiled(context: Context) -> Iterator[Row]:
@@ -246,7 +218,7 @@ def _compiled(context: Context, train: bool) -> str:
     found, expected = (_numbers(m, batch, train) for m in (other, plain))
     broken = dict(counters['graph_break'])
     assert not broken, f'graph breaks: {broken}'
-    error = _difference(found, expected)
+    error = relative_error(found, expected)
     assert error < 1e-3, f'differs from eager by {error:.0e} of its norm'
     return f'no graph break; differs from eager by {error:.0e} of its norm'
 
@@ -254,7 +226,7 @@ def _compiled(context: Context, train: bool) -> str:
 def _numbers(model: Any, batch: dict[str, Any], train: bool) -> Tensor:
     """Return losses, or scores, as one tensor; gradients must be finite."""
     data = model.data_preprocessor(batch, train)
-    with without_tf32(), torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train):
         if not train:
             samples = model(**data, mode='predict')
             return torch.cat([s.pred_instances.scores for s in samples])
