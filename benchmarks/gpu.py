@@ -141,7 +141,6 @@ def _rows(part: Part, context: Context) -> Iterator[Row]:
 
 
 def _write(out: Path, device: str, results: list[dict[str, Any]]) -> None:
-    """Write results as JSON and as Markdown."""
     found = {'machine': machine(), 'device': device, 'parts': results}
     atomic_write(out / 'gpu.json', json.dumps(found, indent=1) + '\n')
     text = [f'Measured on: {machine()}; device {device}.']

@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,16 @@ class Context:
         return Case(*args, **{**settings, **small, 'device': self.device})
 
 
-def row(what: str, check: Callable[[], str]) -> Row:
+def row(what: str, check: Callable[..., str], *args: Any) -> Row:
     """Run a check; an error is a row too.
 
     Args:
         what: Its name.
         check: Returns what was found, in some words.
+        *args: Its arguments.
     """
     try:
-        return {'what': what, 'result': 'passed', 'found': check()}
+        return {'what': what, 'result': 'passed', 'found': check(*args)}
     except Exception as error:
         traceback.print_exc()
         return {'what': what, 'result': 'failed', 'found': one_line(error)}
@@ -102,10 +102,8 @@ def golden(context: Context) -> Iterator[Row]:
     """Compare with the numbers of the releases, every gradient too."""
     for path, check in golden_checks.checks():
         for dtype in golden_files.BOUNDS:
-            yield row(
-                f'{path.stem}, {check.__name__}, {dtype}',
-                partial(_compare_recorded, context, path, check, dtype),
-            )
+            what = f'{path.stem}, {check.__name__}, {dtype}'
+            yield row(what, _compare_recorded, context, path, check, dtype)
 
 
 def _compare_recorded(
@@ -129,7 +127,7 @@ def precision(context: Context) -> Iterator[Row]:
                 'decoder', 'train', (), batch=2, dtype=dtype,
                 image_size=(320, 320),
             )  # fmt: skip
-            yield row(f'{model}, {dtype}', partial(_in_float64, case, model))
+            yield row(f'{model}, {dtype}', _in_float64, case, model)
 
 
 def _in_float64(case: Case, model: str) -> str:
@@ -149,10 +147,8 @@ def synchronisation(context: Context) -> Iterator[Row]:
     """Run the decoder where torch refuses to wait for the device."""
     for mode in ('forward', 'train'):
         for model in ('dense', 'lors'):
-            yield row(
-                f'{model} decoder, {mode}',
-                partial(_never_waits, context, model, mode),
-            )
+            what = f'{model} decoder, {mode}'
+            yield row(what, _never_waits, context, model, mode)
 
 
 def _never_waits(context: Context, model: str, mode: str) -> str:
@@ -169,7 +165,7 @@ def _never_waits(context: Context, model: str, mode: str) -> str:
 
 def graph(context: Context) -> Iterator[Row]:
     """Record predicting as a CUDA graph, and replay it on other images."""
-    yield row('the demo, predicting', partial(_replayed, context))
+    yield row('the demo, predicting', _replayed, context)
 
 
 @torch.no_grad()
@@ -197,7 +193,7 @@ def compiled(context: Context) -> Iterator[Row]:
     """Train and predict with ``compile=True``."""
     for train in (True, False) if context.on_gpu else (True,):
         what = f'the demo, {"training step" if train else "predicting"}'
-        yield row(what, partial(_compiled, context, train))
+        yield row(what, _compiled, context, train)
 
 
 def _compiled(context: Context, train: bool) -> str:
@@ -245,7 +241,7 @@ def amp(context: Context) -> Iterator[Row]:
     what = f'the demo, --amp {dtype}'
     command = [sys.executable, 'tools/train.py', DEMO]
     steps = 100 if context.on_gpu else 2
-    yield row(what, partial(_train, context, command, dtype, steps))
+    yield row(what, _train, context, command, dtype, steps)
 
 
 def launcher(context: Context) -> Iterator[Row]:
@@ -254,7 +250,7 @@ def launcher(context: Context) -> Iterator[Row]:
     what = f'the demo, --amp bfloat16, {backend}'
     command = ['bash', 'tools/dist_train.sh', DEMO, '1']
     steps = 100 if context.on_gpu else 1
-    yield row(what, partial(_train, context, command, 'bfloat16', steps))
+    yield row(what, _train, context, command, 'bfloat16', steps)
 
 
 def _train(
