@@ -124,7 +124,7 @@ def decoder_settings(name: str) -> dict[str, Any]:
     return dict(settings)
 
 
-#: What docs/performance.md compares.
+#: What docs/performance.md compares on a processor.
 COMPARED = (
     Case('mixing', 'forward', (
         'dense', 'dense-plain', 'dense-g2', 'reference', 'lors', 'lors-g4',
@@ -145,12 +145,4 @@ COMPARED = (
     Case('decoder', 'train', (
         'dense', 'dense-plain', 'reference', 'lors', 'lors-cp', 'lors-g4'),
          batch=2, rounds=5),
-    Case('decoder', 'train', (
-        'dense', 'dense-plain', 'dense-compiled', 'reference', 'lors',
-        'lors-cp', 'lors-g4', 'lors-compiled'),
-         device='cuda', dtype='bfloat16', batch=16, rounds=20),
-    *(Case('decoder', 'forward', (
-        'dense-graphed', 'lors-graphed', 'folded-graphed', 'dense-compiled',
-        'lors-compiled', 'dense', 'lors', 'reference'),
-           device='cuda', dtype=dtype, rounds=50) for dtype in DTYPES[:2]),
 )  # fmt: skip

@@ -116,8 +116,7 @@ def compare(
     outputs: dict[str, float] = {}
     gradients: dict[str, float] = {}
     for what, exact in expected.items():
-        difference = (found[what].double() - exact).norm()
-        error = float(difference / exact.norm().clamp(min=1e-30))
+        error = relative_error(found[what], exact)
         (outputs if what.startswith('output') else gradients)[what] = error
     if dtype in HALF and gradients:
         median = float(np.median([*gradients.values()]))
@@ -131,6 +130,13 @@ def compare(
                     'timed'
                 )
     return max(outputs.values())
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference over the norm."""
+    exact = expected.double()
+    difference = (found.double() - exact).norm()
+    return float(difference / exact.norm().clamp(min=1e-30))
 
 
 def _eager(way: str) -> str:

@@ -40,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(machine())
         results = []
         for case in cases:
-            if case.device != 'cpu' and not torch.cuda.is_available():
-                print(f'\nnot measured, torch finds no GPU: {case.label}')
-                continue
             results.append(run_case(case))
             print(f'\n{tables(results[-1:])}', flush=True)
             if args.out:
@@ -111,14 +108,10 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         if name in FIELDS and value is not None
     }
     if args.compare:
-        own = sorted(given.keys() - {'device', 'rounds'})
+        own = sorted(given.keys() - {'rounds'})
         if own:
             raise UsageError(f'--compare: has its own {own}')
-        return [
-            replace(case, **given)
-            for case in COMPARED
-            if case.device == (args.device or case.device).split(':')[0]
-        ]
+        return [replace(case, **given) for case in COMPARED]
     case = Case('mixing', 'forward', ('dense', 'reference', 'lors'))
     case = replace(case, **given)
     _check(case)

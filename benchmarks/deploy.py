@@ -12,17 +12,21 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from mmdet.registry import MODELS
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
 from onnxruntime import quantization
 
-from benchmarks.document import machine
+from benchmarks.document import machine, publish
 from lors_det.analysis.tables import markdown_table
 from lors_det.analysis.timing import ratio
 from lors_det.deploy.export import DTYPES, export_detector
@@ -30,7 +34,7 @@ from lors_det.deploy.formats import FORMATS
 from lors_det.deploy.parity import Reference
 from lors_det.deploy.runtime import Detector
 from lors_det.errors import UsageError
-from lors_det.files import load_config, write_between_marks
+from lors_det.files import load_config
 from lors_det.precision import gains
 from lors_det.predict import Predictor
 
@@ -40,13 +44,9 @@ DENSE, LORS = 'adamixer_mobilenetv2', 'lors-adamixer_mobilenetv2'
 FOUR_GROUP = 'lors-adamixer_mobilenetv2_4-group'
 IMAGES = Path('demo/bccd/images')
 TRAINING = Path('demo/bccd/annotations/instances_train.json')
-CALIBRATION_IMAGES = 64
+NUM_RANGES = 64  # images that give the ranges of int8
 CONSTANT_WEIGHTS = {'MatMulConstBOnly': True}  # not generated ones
 DOCUMENT = Path('docs/deploy.md')
-MARKS = (
-    '<!-- python -m benchmarks.deploy writes from here -->\n',
-    '<!-- end of deploy -->\n',
-)
 HEADER = [
     'model', 'runs in', 'weights', 'time', 'file', 'p50 ms', 'p95 ms', 'MB',
     'AP',
@@ -107,7 +107,9 @@ def build_variants(
     export_detector(eager, folded, 'onnx', folded=True)
     # Makes weights constant that the graph transposes.
     quantization.quant_pre_process(folded, prepared, skip_symbolic_shape=True)
-    for method, quantize in QUANTIZE.items():
+    for method, quantize in (
+        ('dynamic', quantize_dynamically), ('static', quantize_statically),
+    ):  # fmt: skip
         path = folder / f'{label}-{method}.onnx'
         quantize(prepared, path)
         found['onnxruntime', f'int8, {method}'] = (
@@ -135,30 +137,6 @@ def quantize_dynamically(prepared: Path, path: Path) -> None:
     )  # fmt: skip
 
 
-class Calibration(quantization.CalibrationDataReader):
-    """Prepare training images as an exported file takes them.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        images = json.loads(TRAINING.read_text())['images']
-        self.files = [each['file_name'] for each in images]
-        del self.files[CALIBRATION_IMAGES:]
-        self.detector = Detector(path)
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the inputs of the next image, as onnxruntime asks for it."""
-        if not self.files:
-            return None
-        image = cv2.imread(str(IMAGES / self.files.pop()))
-        assert image is not None
-        values = self.detector.prepare(image)
-        names = self.detector.meta['inputs']
-        return {n: v[None] for n, v in zip(names, values, strict=False)}
-
-
 def quantize_statically(prepared: Path, path: Path) -> None:
     """Let products and convolutions take int8, in ranges of training images.
 
@@ -166,15 +144,23 @@ def quantize_statically(prepared: Path, path: Path) -> None:
         prepared: An exported file, folded, whose weights are constant.
         path: The file to write.
     """
+    detector = Detector(prepared)
+    names = detector.meta['inputs']
+
+    def inputs() -> Iterator[dict[str, Any]]:
+        for each in json.loads(TRAINING.read_text())['images'][:NUM_RANGES]:
+            image = cv2.imread(str(IMAGES / each['file_name']))
+            assert image is not None
+            values = detector.prepare(image)
+            yield {n: v[None] for n, v in zip(names, values, strict=False)}
+
+    reader = SimpleNamespace(get_next=partial(next, inputs(), None))
     quantization.quantize_static(
-        prepared, path, Calibration(prepared), per_channel=True,
+        prepared, path, reader, per_channel=True,
         op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
         activation_type=quantization.QuantType.QUInt8,
         extra_options=CONSTANT_WEIGHTS,
     )  # fmt: skip
-
-
-QUANTIZE = {'dynamic': quantize_dynamically, 'static': quantize_statically}
 
 
 def time_images(
@@ -191,20 +177,19 @@ def time_images(
         Seconds of each image, for each variant.
     """
     prepare = variants[0].predictor._prepare
-    seconds: dict[str, list[float]] = {str(v.labels): [] for v in variants}
+    seconds: list[list[float]] = [[] for _ in variants]
+    pairs = [*zip(variants, seconds, strict=True)]
     for number, path in enumerate([images[0], *images]):
         image = cv2.imread(str(path))
         batch = pseudo_collate([prepare({'img': image, 'img_id': 0})])
-        order = variants if number % 2 else variants[::-1]
-        for variant in order:
+        for variant, spent in pairs if number % 2 else pairs[::-1]:
             # The threads of the runtime before wait busily for more work.
             time.sleep(pause)
             begin = time.perf_counter()
             variant.predictor.run(batch)
             if number:  # the first round warms up
-                spent = time.perf_counter() - begin
-                seconds[str(variant.labels)].append(spent)
-    return [*seconds.values()]
+                spent.append(time.perf_counter() - begin)
+    return seconds
 
 
 def table(
@@ -276,15 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         ]
         seconds = time_images(variants, images)
-    text = '\n\n'.join(
-        [
-            f'Measured on: {machine()}; {len(images)} images of BCCD, one at '
-            'a time; all runtimes may use all cores.',
-            markdown_table([HEADER, *table(variants, seconds)]),
-        ]
+    publish(
+        args.document,
+        'deploy',
+        f'Measured on: {machine()}; {len(images)} images of BCCD, one at a '
+        'time; all runtimes may use all cores.',
+        markdown_table([HEADER, *table(variants, seconds)]),
     )
-    print(text)
-    write_between_marks(args.document, *MARKS, f'\n{text}\n\n')
 
 
 def draw_weights(folder: Path) -> Path:
@@ -293,18 +276,11 @@ def draw_weights(folder: Path) -> Path:
     Args:
         folder: Where the file goes.
     """
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = MODELS.build(load_config(CONFIG % FOUR_GROUP).model)
-    classes = {'classes': ['RBC', 'WBC', 'Platelets']}
     path = folder / 'random.pth'
-    torch.save(
-        {'meta': {'dataset_meta': classes}, 'state_dict': model.state_dict()},
-        path,
-    )
+    torch.save({'state_dict': model.state_dict()}, path)
     return path
 
 

@@ -42,6 +42,21 @@ def machine() -> str:
     return ', '.join(words)
 
 
+def publish(document: Path, command: str, *blocks: str) -> None:
+    """Print what a command has measured, and write it into a document.
+
+    Args:
+        document: Markdown with marks of the command.
+        command: Its name, as of a module of benchmarks.
+        *blocks: Paragraphs and tables.
+    """
+    text = '\n\n'.join(blocks)
+    print(text)
+    begin = f'<!-- python -m benchmarks.{command} writes from here -->\n'
+    end = f'<!-- end of {command} -->\n'
+    write_between_marks(document, begin, end, f'\n{text}\n\n')
+
+
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results of `benchmarks.checked.run_case` as JSON."""
     found = {'machine': machine(), 'results': results}

@@ -17,27 +17,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 import lors_det.adamixer  # noqa: F401  # registers the detector's parts
-from benchmarks.document import machine
+from benchmarks.document import machine, publish
 from lors_det.analysis.tables import markdown_table
 from lors_det.analysis.timing import Spread, ratio
 from lors_det.cli.console import ConsoleRunner
-from lors_det.files import write_between_marks
 
 DEMO = 'configs/bccd/lors-adamixer_mobilenetv2_bccd.py'
 WEIGHTS = 'demo/checkpoints/lors-adamixer_mobilenetv2_bccd.pth'
 WRONG = 'training, a wrong setting'  # must fail; all others must not
+SPARSE_RCNN = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'
 IMAGE = 'demo/bccd/images/BloodImage_00007.jpg'
 DOCUMENT = Path('docs/performance.md')
-MARKS = (
-    '<!-- python -m benchmarks.end_to_end writes from here -->\n',
-    '<!-- end of end_to_end -->\n',
-)
+STEPS = 18  # of a round: one pass over the test images
 
 
 class AgainstTheModel(Hook):
@@ -90,49 +87,39 @@ class AgainstTheModel(Hook):
         self.begin = time.perf_counter()
 
 
-def throughput(
-    model: str, mode: str, rounds: int, steps: int = 18
-) -> list[str]:
+def throughput(model: str, mode: str, rounds: int) -> list[str]:
     """Measure a loop of the demo, and the same steps of the model alone.
 
     Args:
         model: ``demo``, or ``Sparse R-CNN`` in its place.
         mode: ``train`` or ``test``.
         rounds: How many rounds count; one more comes before them.
-        steps: Steps in a round; 18 are one pass over the test images.
 
     Returns:
         Time of the loop over that of the model alone, and images per second
         of both.
     """
     cfg = Config.fromfile(DEMO)
-    if model != 'demo':
-        cfg.model = sparse_rcnn(num_classes=3)
-    cfg.train_cfg.update(max_iters=steps * (rounds + 1), val_interval=10**6)
+    if model != 'demo':  # with random weights, as the demo
+        cfg.model = get_config(SPARSE_RCNN).model
+        cfg.model.backbone.init_cfg = None
+        for head in cfg.model.roi_head.bbox_head:
+            head.num_classes = 3
+    cfg.train_cfg.update(max_iters=STEPS * (rounds + 1), val_interval=10**6)
     with tempfile.TemporaryDirectory() as cfg.work_dir:
         cfg.visualizer.name = cfg.work_dir  # one visualizer of each name
         runner = ConsoleRunner.from_cfg(cfg)
-        hook = AgainstTheModel(steps)
+        hook = AgainstTheModel(STEPS)
         runner.register_hook(hook)
         for _ in range(1 if mode == 'train' else rounds + 1):
             getattr(runner, mode)()
     loop, alone = hook.loop[1:], hook.alone[1:]
-    images = steps * cfg[f'{mode}_dataloader'].batch_size
+    images = STEPS * cfg[f'{mode}_dataloader'].batch_size
     rates = (
         Spread.of(images / s for s in seconds).text(1)
         for seconds in (loop, alone)
     )
     return [ratio(loop, alone).text(), *rates]
-
-
-def sparse_rcnn(num_classes: int) -> ConfigDict:
-    """Return mmdet's Sparse R-CNN R50, with random weights."""
-    name = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'
-    model = get_config(name).model
-    model.backbone.init_cfg = None
-    for head in model.roi_head.bbox_head:
-        head.num_classes = num_classes
-    return model
 
 
 def waiting(commands: Mapping[str, list[str]], rounds: int) -> list[list[str]]:
@@ -202,20 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for model in ('demo', 'Sparse R-CNN')
         for mode in ('train', 'test')
     ]
-    text = '\n\n'.join(
-        [
-            f'Measured on: {machine()}.',
-            markdown_table([['command', 'time', 'seconds'], *begins]),
-            markdown_table(
-                [
-                    ['on BCCD', 'loop / model alone', 'images/s', 'alone'],
-                    *rates,
-                ]
-            ),
-        ]
+    header = ['on BCCD', 'loop / model alone', 'images/s', 'alone']
+    publish(
+        args.document,
+        'end_to_end',
+        f'Measured on: {machine()}.',
+        markdown_table([['command', 'time', 'seconds'], *begins]),
+        markdown_table([header, *rates]),
     )
-    print(text)
-    write_between_marks(args.document, *MARKS, f'\n{text}\n\n')
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ import lors_det  # noqa: F401  # before mmdet: it may need our mmcv._ext
 from benchmarks import gpu_checks as checks
 from benchmarks import gpu_speed as speed
 from benchmarks.document import machine
-from benchmarks.gpu_checks import Context, NotRun, Row
+from benchmarks.gpu_checks import Context, Row
 from lors_det.analysis.tables import markdown_table
 from lors_det.errors import UsageError, one_line
 from lors_det.files import atomic_write
@@ -39,61 +39,57 @@ class Part(NamedTuple):
         run: Yields the rows of a table.
         seconds: What it may take on a GPU; not begun with less.
         has_to_pass: Whether a failed row is an exit status of 1.
+        needs_gpu: Whether it cannot be tried on a processor.
     """
 
     name: str
     run: Callable[[Context], Iterator[Row]]
     seconds: int
     has_to_pass: bool = False
+    needs_gpu: bool = False
 
 
-def _decoders(mode: str, batch: int, way: str, seconds: int) -> Part:
-    run = partial(speed.decoders, mode=mode, batch=batch, way=way)
-    return Part(f'Decoder, {mode}, batch {batch}, {way}', run, seconds)
-
-
-def _detectors(
-    mode: str, batch: int, seconds: int, compile: bool = False
+def _timed(
+    what: str, mode: str, batch: int, seconds: int, way: str = 'eager'
 ) -> Part:
-    train = mode == 'train'
-    run = partial(speed.detectors, train=train, batch=batch, compile=compile)
-    way = 'compiled' if compile else 'eager'
-    return Part(f'Detector, {mode}, batch {batch}, {way}', run, seconds)
+    run = partial(SPEED[what], mode=mode, batch=batch, way=way)
+    name = f'{what}, {mode}, batch {batch}, {way}'
+    return Part(name, run, seconds, needs_gpu=way != 'eager')
 
 
-def _kernels(mode: str, batch: int, seconds: int) -> Part:
-    run = partial(speed.kernels, mode=mode, batch=batch)
-    return Part(f'Kernels, decoder, {mode}, batch {batch}', run, seconds)
-
-
+SPEED: dict[str, Callable[..., Iterator[Row]]] = {
+    'Decoder': speed.decoders,
+    'Detector': speed.detectors,
+    'Kernels of the decoder': speed.kernels,
+}
 PARTS = (
     Part('Numbers of the releases', checks.golden, 30, True),
     Part('Types against float64', checks.precision, 20, True),
-    Part('No wait for the device', checks.synchronisation, 10, True),
-    Part('CUDA graph', checks.graph, 10, True),
+    Part('No wait for the device', checks.synchronisation, 10, True, True),
+    Part('CUDA graph', checks.graph, 10, True, True),
     Part('Mixed precision with a scaler', checks.amp, 40, True),
     Part('Launcher', checks.launcher, 40, True),
     Part('compile=True', checks.compiled, 100, True),
-    _decoders('forward', 1, 'eager', 15),
-    _decoders('train', 2, 'eager', 15),
-    _detectors('train', 2, 20),
-    _detectors('forward', 1, 15),
-    _decoders('train', 16, 'eager', 20),
-    _decoders('forward', 16, 'eager', 20),
-    _detectors('train', 16, 30),
-    _detectors('forward', 16, 20),
-    _kernels('train', 16, 15),
-    _kernels('forward', 1, 10),
-    _decoders('forward', 1, 'graphed', 15),
-    _decoders('train', 2, 'graphed', 15),
-    _decoders('forward', 16, 'graphed', 20),
-    _decoders('train', 16, 'graphed', 20),
-    _decoders('forward', 1, 'compiled', 60),
-    _decoders('train', 2, 'compiled', 90),
-    _decoders('forward', 16, 'compiled', 60),
-    _decoders('train', 16, 'compiled', 90),
-    _detectors('forward', 1, 90, compile=True),
-    _detectors('train', 16, 120, compile=True),
+    _timed('Decoder', 'forward', 1, 15),
+    _timed('Decoder', 'train', 2, 15),
+    _timed('Detector', 'train', 2, 20),
+    _timed('Detector', 'forward', 1, 15),
+    _timed('Decoder', 'train', 16, 20),
+    _timed('Decoder', 'forward', 16, 20),
+    _timed('Detector', 'train', 16, 30),
+    _timed('Detector', 'forward', 16, 20),
+    _timed('Kernels of the decoder', 'train', 16, 15),
+    _timed('Kernels of the decoder', 'forward', 1, 10),
+    _timed('Decoder', 'forward', 1, 15, 'graphed'),
+    _timed('Decoder', 'train', 2, 15, 'graphed'),
+    _timed('Decoder', 'forward', 16, 20, 'graphed'),
+    _timed('Decoder', 'train', 16, 20, 'graphed'),
+    _timed('Decoder', 'forward', 1, 60, 'compiled'),
+    _timed('Decoder', 'train', 2, 90, 'compiled'),
+    _timed('Decoder', 'forward', 16, 60, 'compiled'),
+    _timed('Decoder', 'train', 16, 90, 'compiled'),
+    _timed('Detector', 'forward', 1, 90, 'compiled'),
+    _timed('Detector', 'train', 16, 120, 'compiled'),
 )
 
 
@@ -110,6 +106,9 @@ def run(
     Returns:
         ``name``, ``rows``, and ``seconds`` that it took, of each part.
     """
+    # Float32 is no TF32; what is timed is bfloat16.
+    torch.set_float32_matmul_precision('highest')
+    torch.backends.cudnn.allow_tf32 = False
     results: list[dict[str, Any]] = []
     for part in parts:
         begin = time.monotonic()
@@ -123,6 +122,9 @@ def run(
 def _rows(part: Part, context: Context) -> Iterator[Row]:
     """Run a part, if it fits; an error is its last row."""
     left = max(0.0, context.left())
+    if part.needs_gpu and not context.on_gpu:
+        yield {'result': 'not run: no CUDA device'}
+        return
     if part.seconds > left:
         text = f'left out: {left:.0f} s left, needs {part.seconds}'
         yield {'result': text}
@@ -133,15 +135,12 @@ def _rows(part: Part, context: Context) -> Iterator[Row]:
         if context.on_gpu:
             torch.cuda.empty_cache()
         yield from part.run(context)
-    except NotRun as error:
-        yield {'result': f'not run: {error}'}
     except Exception as error:
         traceback.print_exc()
         yield {'result': 'failed', 'found': one_line(error)}
 
 
 def _write(out: Path, device: str, results: list[dict[str, Any]]) -> None:
-    """Write results as JSON and as Markdown."""
     found = {'machine': machine(), 'device': device, 'parts': results}
     atomic_write(out / 'gpu.json', json.dumps(found, indent=1) + '\n')
     text = [f'Measured on: {machine()}; device {device}.']
@@ -194,11 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.cuda.set_device(torch.device(args.device).index or 0)
     results = run(PARTS, context, args.out)
     print(Path(args.out, 'gpu.md').read_text())
-    must = {part.name for part in PARTS if part.has_to_pass}
     failed = [
-        result['name']
-        for result in results
-        if result['name'] in must
+        part.name
+        for part, result in zip(PARTS, results, strict=True)
+        if part.has_to_pass
         and any(row['result'] == 'failed' for row in result['rows'])
     ]
     if failed:

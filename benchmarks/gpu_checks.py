@@ -11,9 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.bench import Bench, graphed
 from benchmarks.cases import DTYPES, Case
-from benchmarks.checked import BOUNDS, compare
+from benchmarks.checked import BOUNDS, compare, relative_error
 from benchmarks.end_to_end import DEMO, WEIGHTS
 from lors_det.adamixer.postprocess import select_topk
 from lors_det.analysis.benchmark import Options, build, random_batch
@@ -48,10 +46,6 @@ SMALL = {
 }  # fmt: skip
 
 
-class NotRun(Exception):
-    """A part that cannot run here; says why."""
-
-
 @dataclass(frozen=True)
 class Context:
     """Device and deadline of the parts.
@@ -69,14 +63,14 @@ class Context:
         """True on a GPU; elsewhere all sizes are small."""
         return self.device.startswith('cuda')
 
+    @property
+    def dtype(self) -> str:
+        """The type that is timed: processors may lack bfloat16."""
+        return 'bfloat16' if self.on_gpu else 'float32'
+
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.deadline - time.monotonic()
-
-    def need_gpu(self) -> None:
-        """Raise `NotRun` without a GPU."""
-        if not self.on_gpu:
-            raise NotRun('no CUDA device')
 
     def case(self, *args: Any, **settings: Any) -> Case:
         """Return a case on the device.
@@ -89,40 +83,27 @@ class Context:
         return Case(*args, **{**settings, **small, 'device': self.device})
 
 
-def row(what: str, check: Callable[[], str]) -> Row:
+def row(what: str, check: Callable[..., str], *args: Any) -> Row:
     """Run a check; an error is a row too.
 
     Args:
         what: Its name.
         check: Returns what was found, in some words.
+        *args: Its arguments.
     """
     try:
-        return {'what': what, 'result': 'passed', 'found': check()}
-    except NotRun as error:
-        return {'what': what, 'result': f'not run: {error}', 'found': ''}
+        return {'what': what, 'result': 'passed', 'found': check(*args)}
     except Exception as error:
         traceback.print_exc()
         return {'what': what, 'result': 'failed', 'found': one_line(error)}
-
-
-def without_tf32() -> ExitStack:
-    """Return a context in which float32 is float32."""
-    stack = ExitStack()
-    stack.enter_context(torch.backends.cudnn.flags(True, allow_tf32=False))
-    before = torch.get_float32_matmul_precision()
-    stack.callback(torch.set_float32_matmul_precision, before)
-    torch.set_float32_matmul_precision('highest')
-    return stack
 
 
 def golden(context: Context) -> Iterator[Row]:
     """Compare with the numbers of the releases, every gradient too."""
     for path, check in golden_checks.checks():
         for dtype in golden_files.BOUNDS:
-            yield row(
-                f'{path.stem}, {check.__name__}, {dtype}',
-                partial(_compare_recorded, context, path, check, dtype),
-            )
+            what = f'{path.stem}, {check.__name__}, {dtype}'
+            yield row(what, _compare_recorded, context, path, check, dtype)
 
 
 def _compare_recorded(
@@ -130,12 +111,11 @@ def _compare_recorded(
 ) -> str:
     worst: dict[str, float] = {}
     recorded = golden_files.Golden.load(path, dtype, context.device)
-    with without_tf32():
-        for comparison in check(recorded):
-            comparison.check(recorded.bounds())
-            errors = comparison.errors().values()
-            kind = comparison.kind
-            worst[kind] = max([worst.get(kind, 0.0), *errors])
+    for comparison in check(recorded):
+        comparison.check(recorded.bounds())
+        errors = comparison.errors().values()
+        kind = comparison.kind
+        worst[kind] = max([worst.get(kind, 0.0), *errors])
     return ', '.join(f'{kind} {error:.0e}' for kind, error in worst.items())
 
 
@@ -147,15 +127,14 @@ def precision(context: Context) -> Iterator[Row]:
                 'decoder', 'train', (), batch=2, dtype=dtype,
                 image_size=(320, 320),
             )  # fmt: skip
-            yield row(f'{model}, {dtype}', partial(_in_float64, case, model))
+            yield row(f'{model}, {dtype}', _in_float64, case, model)
 
 
 def _in_float64(case: Case, model: str) -> str:
     bench = Bench.build(case, model)
     exact = bench.in_float64()
-    with without_tf32():
-        expected = exact.results(exact.call('plain'))
-        found = bench.results(bench.call('eager'))
+    expected = exact.results(exact.call('plain'))
+    found = bench.results(bench.call('eager'))
     error = compare('eager', found, expected, case.dtype)
     outputs, gradients = BOUNDS[case.dtype]
     return (
@@ -168,14 +147,11 @@ def synchronisation(context: Context) -> Iterator[Row]:
     """Run the decoder where torch refuses to wait for the device."""
     for mode in ('forward', 'train'):
         for model in ('dense', 'lors'):
-            yield row(
-                f'{model} decoder, {mode}',
-                partial(_never_waits, context, model, mode),
-            )
+            what = f'{model} decoder, {mode}'
+            yield row(what, _never_waits, context, model, mode)
 
 
 def _never_waits(context: Context, model: str, mode: str) -> str:
-    context.need_gpu()
     case = context.case('decoder', mode, (), image_size=(320, 320))
     call = Bench.build(case, model).call('eager')
     call()  # handles and workspaces are made here
@@ -189,12 +165,11 @@ def _never_waits(context: Context, model: str, mode: str) -> str:
 
 def graph(context: Context) -> Iterator[Row]:
     """Record predicting as a CUDA graph, and replay it on other images."""
-    yield row('the demo, predicting', partial(_replayed, context))
+    yield row('the demo, predicting', _replayed, context)
 
 
 @torch.no_grad()
 def _replayed(context: Context) -> str:
-    context.need_gpu()
     model = Predictor(DEMO, WEIGHTS, context.device).model
     sizes = torch.tensor([[256.0, 192], [230, 192]], device=context.device)
     images, fresh = torch.randn(2, 2, 3, 192, 256, device=context.device)
@@ -203,29 +178,22 @@ def _replayed(context: Context) -> str:
         last = model.decode(images, sizes)[-1]
         return [*select_topk(last, model.max_per_img)]
 
-    with without_tf32():
-        replay = graphed(predict)
-        images.copy_(fresh)
-        found, expected = replay(), predict()
+    replay = graphed(predict)
+    images.copy_(fresh)
+    found, expected = replay(), predict()
     names = ('scores', 'labels', 'boxes')
     for name, mine, theirs in zip(names, found, expected, strict=True):
-        error = _difference(mine, theirs)
+        error = relative_error(mine, theirs)
         assert error < 1e-4, f'{name} differ from eager by {error:.0e}'
     is_equal = all(map(torch.equal, found, expected))
     return 'equal to the bit' if is_equal else 'equal to 1e-4'
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm."""
-    exact = expected.double()
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 def compiled(context: Context) -> Iterator[Row]:
     """Train and predict with ``compile=True``."""
     for train in (True, False) if context.on_gpu else (True,):
         what = f'the demo, {"training step" if train else "predicting"}'
-        yield row(what, partial(_compiled, context, train))
+        yield row(what, _compiled, context, train)
 
 
 def _compiled(context: Context, train: bool) -> str:
@@ -246,7 +214,7 @@ def _compiled(context: Context, train: bool) -> str:
     found, expected = (_numbers(m, batch, train) for m in (other, plain))
     broken = dict(counters['graph_break'])
     assert not broken, f'graph breaks: {broken}'
-    error = _difference(found, expected)
+    error = relative_error(found, expected)
     assert error < 1e-3, f'differs from eager by {error:.0e} of its norm'
     return f'no graph break; differs from eager by {error:.0e} of its norm'
 
@@ -254,7 +222,7 @@ def _compiled(context: Context, train: bool) -> str:
 def _numbers(model: Any, batch: dict[str, Any], train: bool) -> Tensor:
     """Return losses, or scores, as one tensor; gradients must be finite."""
     data = model.data_preprocessor(batch, train)
-    with without_tf32(), torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train):
         if not train:
             samples = model(**data, mode='predict')
             return torch.cat([s.pred_instances.scores for s in samples])
@@ -273,7 +241,7 @@ def amp(context: Context) -> Iterator[Row]:
     what = f'the demo, --amp {dtype}'
     command = [sys.executable, 'tools/train.py', DEMO]
     steps = 100 if context.on_gpu else 2
-    yield row(what, partial(_train, context, command, dtype, steps))
+    yield row(what, _train, context, command, dtype, steps)
 
 
 def launcher(context: Context) -> Iterator[Row]:
@@ -282,7 +250,7 @@ def launcher(context: Context) -> Iterator[Row]:
     what = f'the demo, --amp bfloat16, {backend}'
     command = ['bash', 'tools/dist_train.sh', DEMO, '1']
     steps = 100 if context.on_gpu else 1
-    yield row(what, partial(_train, context, command, 'bfloat16', steps))
+    yield row(what, _train, context, command, 'bfloat16', steps)
 
 
 def _train(

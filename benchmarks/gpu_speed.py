@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import torch
 from mmengine.config import Config
 from torch import Tensor
@@ -41,11 +42,7 @@ VARIANTS = {
     ),
 }  # fmt: skip
 LABEL = 'operator '
-
-
-def dtype_of(context: Context) -> str:
-    """Return the type that is timed: processors may lack bfloat16."""
-    return 'bfloat16' if context.on_gpu else 'float32'
+COLUMNS = ['operator', 'kernel', 'seconds', 'moved', 'calls']
 
 
 def decoders(
@@ -57,14 +54,12 @@ def decoders(
         context: Where.
         mode: Of `Case`.
         batch: Images.
-        way: A key of `VARIANTS`; on a processor only ``eager``.
+        way: A key of `VARIANTS`.
     """
-    if way != 'eager':
-        context.need_gpu()
     result = run_case(
         context.case(
             'decoder', mode, VARIANTS[way], batch=batch,
-            dtype=dtype_of(context), rounds=20,
+            dtype=context.dtype, rounds=20,
         )
     )  # fmt: skip
     for line in rows(result):
@@ -73,25 +68,23 @@ def decoders(
 
 
 def detectors(
-    context: Context, train: bool, batch: int, compile: bool = False
+    context: Context, mode: str, batch: int, way: str
 ) -> Iterator[Row]:
-    """Time whole detectors with random weights side by side, in bfloat16.
+    """Time whole detectors with random weights side by side.
 
     Args:
         context: Where.
-        train: Whether losses and gradients, or predictions.
+        mode: ``train``: losses and gradients; ``forward``: predictions.
         batch: Images.
-        compile: Whether the models are compiled; only on a GPU.
+        way: ``eager`` or ``compiled``.
     """
-    if compile:
-        context.need_gpu()
     options = benchmark.Options(
         batch if context.on_gpu else 2,
         (800, 1344) if context.on_gpu else (64, 96),
         context.device,
-        (dtype_of(context),),
-        train,
-        compile,
+        (context.dtype,),
+        mode == 'train',
+        way == 'compiled',
         repeats=10 if context.on_gpu else 1,
     )
     files = DETECTORS if context.on_gpu else SMALL
@@ -118,24 +111,6 @@ def detectors(
         for part, each in parts.items():
             line[f'{part}, %'] = timing.ratio(each, total).text(0, 100)
         yield {**line, 'seconds': seconds}
-
-
-class Kernel(NamedTuple):
-    """All calls of an operator that ran the same kernel longest.
-
-    Args:
-        operator: Its name.
-        name: That of the kernel; empty on a processor.
-        seconds: Of all kernels of these calls.
-        moved: Bytes that they must move.
-        calls: Their number.
-    """
-
-    operator: str
-    name: str
-    seconds: float
-    moved: int
-    calls: int
 
 
 class Traffic(TorchDispatchMode):
@@ -187,39 +162,42 @@ def num_bytes(x: Tensor) -> int:
     return math.prod(own) * x.element_size()
 
 
-def kernels(context: Context, mode: str, batch: int) -> Iterator[Row]:
+def kernels(
+    context: Context, mode: str, batch: int, way: str
+) -> Iterator[Row]:
     """List the ten longest kernels of LORS; first a copy, the floor.
 
     Args:
         context: Where; on a processor operators stand for their kernels.
         mode: Of `Case`.
         batch: Images.
+        way: As of `benchmarks.cases.Variant`.
     """
     size = 2**30 if context.on_gpu else 2**24
     source = torch.randint(9, (size,), dtype=torch.int8, device=context.device)
     target = torch.empty_like(source)
     copies = timing.measure({'': lambda: target.copy_(source)}, rounds=9)['']
     copy = timing.Spread.of(copies).median  # reads and writes
-    case = context.case(
-        'decoder', mode, (), batch=batch, dtype=dtype_of(context)
-    )
-    ran = profiled(Bench.build(case, 'lors').call('eager'), context.on_gpu)
-    total = sum(kernel.seconds for kernel in ran)
-    for kernel in [Kernel('copy', '', copy, 2 * size, 1), *ran[:10]]:
-        share = 0 if kernel.operator == 'copy' else kernel.seconds / total
-        floor = copy * kernel.moved / (2 * size)
+    case = context.case('decoder', mode, (), batch=batch, dtype=context.dtype)
+    ran = profiled(Bench.build(case, 'lors').call(way), context.on_gpu)
+    total = ran.seconds.sum()
+    first = pd.DataFrame([['copy', '', copy, 2 * size, 1]], columns=COLUMNS)
+    for row in pd.concat([first, ran[:10]]).itertuples(index=False, name=None):
+        operator, kernel, seconds, moved, calls = row
+        floor = copy * moved / (2 * size)
+        share = f'{100 * seconds / total:.1f}'
         yield {
-            'operator': kernel.operator,
-            'kernel': kernel.name[:60],
-            'calls': str(kernel.calls),
-            'ms': f'{1e3 * kernel.seconds:.3f}',
-            '% of all': f'{100 * share:.1f}' if share else '',
-            'MB': f'{kernel.moved / 1e6:.1f}',
-            'time / floor': f'{kernel.seconds / floor:.1f}' if floor else '',
+            'operator': operator,
+            'kernel': kernel[:60],
+            'calls': str(calls),
+            'ms': f'{1e3 * seconds:.3f}',
+            '% of all': '' if operator == 'copy' else share,
+            'MB': f'{moved / 1e6:.1f}',
+            'time / floor': f'{seconds / floor:.1f}' if floor else '',
         }
 
 
-def profiled(call: Callable[[], object], on_gpu: bool) -> list[Kernel]:
+def profiled(call: Callable[[], object], on_gpu: bool) -> pd.DataFrame:
     """Profile a call.
 
     Args:
@@ -227,7 +205,9 @@ def profiled(call: Callable[[], object], on_gpu: bool) -> list[Kernel]:
         on_gpu: Whether kernels of a GPU count, or operators.
 
     Returns:
-        All kernels, the longest first.
+        `COLUMNS`, a row for each operator and the kernel that ran longest in
+        it, the longest first: seconds of all kernels of these calls, bytes
+        that they must move, number of calls.
     """
     for _ in range(2):
         call()
@@ -238,21 +218,19 @@ def profiled(call: Callable[[], object], on_gpu: bool) -> list[Kernel]:
         call()
         if on_gpu:
             torch.cuda.synchronize()
-    found: dict[tuple[str, str], Kernel] = {}
+    found = []
     for event in record.events() or ():
         if not event.name.startswith(LABEL) or event.device_type.name != 'CPU':
             continue
         name, moved = traffic.operators[int(event.name.removeprefix(LABEL))]
         ran = kernels_of(event) if on_gpu else [('', event.cpu_time_total)]
         if ran:
-            key = name, max(ran, key=lambda each: each[1])[0]
+            longest = max(ran, key=lambda each: each[1])[0]
             seconds = sum(us for _, us in ran) / 1e6
-            last = found.get(key, Kernel(*key, 0.0, 0, 0))
-            found[key] = Kernel(
-                *key, last.seconds + seconds, last.moved + moved,
-                last.calls + 1,
-            )  # fmt: skip
-    return sorted(found.values(), key=lambda kernel: -kernel.seconds)
+            found.append((name, longest, seconds, moved, 1))
+    table = pd.DataFrame(found, columns=COLUMNS)
+    table = table.groupby(COLUMNS[:2], as_index=False).sum()
+    return table.sort_values('seconds', ascending=False, ignore_index=True)
 
 
 def kernels_of(event: Any) -> list[tuple[str, float]]:

@@ -23,13 +23,30 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from lors_det.compat.missing import MissingOpError
-
 _NAME = 'mmcv._ext'
 _ORIGIN = 'lors_det.compat'  # marks the stand-in
 # One of the modules of mmdet that keep placeholders; mmdet.apis,
 # mmdet.datasets and mmdet.models import it.
 _PLACEHOLDER_MODULE = 'mmdet.structures.mask.structures'
+
+
+class MissingOpError(NotImplementedError):
+    """An op was called that only mmcv's compiled extension has.
+
+    Args:
+        what: What is missing, like ``The op 'roi_pool_forward'``.
+    """
+
+    def __str__(self) -> str:
+        """Return a message that names the op and says how to get it."""
+        return (
+            f"{self.args[0]} needs mmcv's compiled extension (mmcv._ext), "
+            'which this environment lacks; the stand-in of lors_det does not '
+            'have it. In an environment with torch and a C++ compiler, `pip '
+            'install --no-build-isolation --no-binary onedl-mmcv onedl-mmcv` '
+            'builds one; see also '
+            'https://mmcv.readthedocs.io/en/latest/get_started/installation.html'
+        )
 
 
 class StandInExt(ModuleType):

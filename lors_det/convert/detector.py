@@ -85,7 +85,6 @@ def recognise_detector(shapes: Shapes) -> RecognisedModel:
 
 
 def _lors_stacks(shapes: Shapes, num_stages: int) -> dict[str, Any]:
-    """Return the settings of the mixing's stacks."""
     mixing, stages = 'decoder.mixing.', range(num_stages)
     # (G, K, C / G, r) and (r, C P_out)
     kernels = [shapes[f'{mixing}channel.private_B.{i}'] for i in stages]

@@ -192,11 +192,6 @@ def names_of_official(shapes: Shapes) -> DetectorNames:
     # P_in. Columns of the output projection: C P_out.
     num_spatial_rows = shapes[offsets][0] // 3 * (out_in // dims)
     width = (shapes[kernels][0] - num_spatial_rows) // dims
-    if not 0 < width <= dims:
-        raise UsageError(
-            f'{kernels} {shapes[kernels]} fits no number of groups of {dims} '
-            'channels'
-        )
     return DetectorNames(lors, dims // width, width)
 
 

@@ -13,7 +13,7 @@ from lors_det.convert.detector import recognise_detector
 from lors_det.convert.detector_names import names_of_official
 from lors_det.convert.names import RecognisedModel, Shapes
 from lors_det.convert.vit import recognise_vit, vit_names
-from lors_det.errors import UsageError
+from lors_det.errors import UsageError, one_line
 
 HINT = (
     '; the stacks that the releases have are dense, or LORS (of detectors: '
@@ -87,7 +87,6 @@ def _is_vit(state: Mapping[str, Tensor]) -> bool:
 
 
 def _recognise(ours: Mapping[str, Tensor]) -> RecognisedModel:
-    """Read the settings of a model from its tensors."""
     recognise = recognise_vit if _is_vit(ours) else recognise_detector
     return recognise(Shapes(ours))
 
@@ -149,18 +148,11 @@ def _naming(
     except KeyError as error:
         name = rename(error.args[0])
         raise UsageError(f'{file} has no tensor {name}{hint}') from None
-    except (
-        AssertionError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        ZeroDivisionError,
-    ) as error:
-        reason = ' '.join(str(error).split())  # one line
+    except Exception as error:  # whatever builds a model may raise it
         raise UsageError(
-            f'{file}: the shapes of its tensors fit no model: {reason}'
-        ) from None
+            f'{file}: the shapes of its tensors fit no model: '
+            f'{one_line(error)}'
+        ) from error
 
 
 def _first(names: list[str]) -> str:

@@ -44,14 +44,6 @@ class Names:
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self.pairs = list(pairs)
 
-    def ours(self, official: str) -> str:
-        """Return our name of a tensor.
-
-        Args:
-            official: Its name in a release.
-        """
-        return _translate(official, self.pairs)
-
     def official(self, ours: str) -> str:
         """Return the official name of a tensor.
 
@@ -66,7 +58,7 @@ class Names:
         Args:
             state: Tensors by their official names.
         """
-        return {self.ours(name): x for name, x in state.items()}
+        return {_translate(name, self.pairs): x for name, x in state.items()}
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return our tensors under the names of a release.

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from itertools import compress
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.dist import all_reduce
 from mmengine.logging import print_log
-from torch import Tensor
+from mmengine.structures import InstanceData
 
 from lors_det.datasets.annotations import (
     NOT_POSITIVE,
@@ -213,12 +212,7 @@ class CheckedCocoMetric(CocoMetric):
             if 'unreadable' in sample:
                 keep[:] = False
             if not keep.all():
-                for key, value in found.items():
-                    found[key] = (
-                        value[keep]
-                        if isinstance(value, Tensor)
-                        else list(compress(value, keep))
-                    )
+                found.update(InstanceData(**found)[keep].items())
         super().process(data_batch, data_samples)
 
     def evaluate(self, size: int) -> dict[str, float]:

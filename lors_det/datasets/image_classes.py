@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +83,6 @@ def _build_transform(config: Mapping[str, Any]) -> Any:
 
 
 def _check_split(split: str) -> None:
-    """Raise a ValueError if there is no such split."""
     if split not in SPLITS:
         raise ValueError(
             f'dataset.split={split!r}: expected one of {list(SPLITS)}'
@@ -171,15 +169,15 @@ class DigitImages(ImageClasses):
     ) -> None:
         _check_split(split)
         try:
-            datasets = importlib.import_module('sklearn.datasets')
-            selection = importlib.import_module('sklearn.model_selection')
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
         except ImportError as error:
             raise UsageError(
                 'the digits come with scikit-learn, which is not installed '
                 f'({error}): pip install scikit-learn'
             ) from None
-        digits = datasets.load_digits()
-        parts = selection.train_test_split(
+        digits = load_digits()
+        parts = train_test_split(
             digits.images,
             digits.target,
             test_size=DIGITS_TEST_SIZE,

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,19 +64,23 @@ class ExportedDetector(BaseModel):
     def __init__(
         self,
         file: str,
-        data_preprocessor: Any = None,
-        expected: Mapping[str, Any] = MappingProxyType({}),
-        trust: bool = False,
+        data_preprocessor: Any,
+        expected: Mapping[str, Any],
+        trust: bool,
     ) -> None:
         super().__init__(data_preprocessor)
         self.file = file
         check_file(file, 'CHECKPOINT')
-        load = {'.onnx': _load_onnx, '.xml': _load_openvino}
+        self._run: Run
         try:
-            if file.endswith('.pt2'):
-                self.meta, self._run = _load_torch(file, trust)
+            if file.endswith('.onnx'):
+                import_extra('onnxruntime')
+                detector = Detector(file)
+                self.meta, self._run = detector.meta, detector.run
+            elif file.endswith('.xml'):
+                self.meta, self._run = _load_openvino(file)
             else:
-                self.meta, self._run = load[Path(file).suffix](file)
+                self.meta, self._run = _load_torch(file, trust)
         except ValueError as error:
             raise UsageError(str(error)) from None
         found = {
@@ -208,14 +211,8 @@ def check_exported_options(device: str | None, dtype: str) -> None:
         )
 
 
-def _load_onnx(path: str) -> tuple[dict[str, Any], Run]:
-    import_extra('onnxruntime', 'onnx')
-    detector = Detector(path)
-    return detector.meta, detector.run
-
-
 def _load_openvino(path: str) -> tuple[dict[str, Any], Run]:
-    openvino = import_extra('openvino', 'openvino')
+    openvino = import_extra('openvino')
     weights = str(Path(path).with_suffix('.bin'))
     check_file(weights, 'CHECKPOINT')
     core = openvino.Core()

@@ -56,12 +56,11 @@ def describe_preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def import_extra(name: str, extra: str) -> Any:
-    """Import an optional package.
+def import_extra(name: str) -> Any:
+    """Import a package that an extra of lors_det has.
 
     Args:
         name: The package.
-        extra: Of lors_det, which has it.
 
     Raises:
         UsageError: If it is not installed.
@@ -69,6 +68,7 @@ def import_extra(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
+        extra = 'openvino' if name == 'openvino' else 'onnx'
         raise UsageError(
             f'this format needs the package {name}: '
             f"pip install 'lors_det[{extra}]'"

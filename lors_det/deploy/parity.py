@@ -124,24 +124,17 @@ class Reference:
         Args:
             predictor: What detects.
         """
-        results = list[dict[str, Any]]()
         categories = {name: i for i, name in self.truth.classes.items()}
-        for frame, sample in predictor.stream([*self.images], 4):
-            found = sample.pred_instances
-            boxes = found.bboxes.clone()
-            boxes[:, 2:] -= boxes[:, :2]
-            results += (
-                {
-                    'image_id': self.images[Path(frame.name)],
-                    'category_id': categories[predictor.classes[label]],
-                    'bbox': box,
-                    'score': score,
-                }
-                for label, box, score in zip(
-                    found.labels.tolist(), boxes.tolist(),
-                    found.scores.tolist(), strict=True,
-                )
-            )  # fmt: skip
+        table = predictor.to_table(predictor([*self.images], 4))
+        results = [
+            {
+                'image_id': self.images[Path(file)],
+                'category_id': categories[name],
+                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'score': score,
+            }
+            for file, _, name, score, x1, y1, x2, y2 in table.to_numpy()
+        ]
         with redirect_stdout(io.StringIO()):
             detections = self.truth.coco.loadRes(results)
         ap = class_ap(precision_curves(match(self.truth, detections)))

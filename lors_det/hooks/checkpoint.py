@@ -27,7 +27,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lors_det.errors import UsageError
 from lors_det.files import PART, atomic_write, find_damage
@@ -175,10 +174,7 @@ def load_strictly(
                 for key, value in state.items()
                 if key not in expected or value.shape == expected[key].shape
             }
-            missing = [key for key in expected if key not in state]
-            unused = [key for key in state if key not in expected]
-            if purpose == 'load_from':
-                model.load_state_dict(state, strict=False)
+            missing, unused = model.load_state_dict(state, strict=False)
     except ValueError as error:  # of a stack of another depth or rank
         raise UsageError(f'{name}: {error}') from None
     if not expected.keys() & state.keys():
@@ -216,19 +212,6 @@ def _first(names: Any) -> str:
     names = list(names)
     more = ', ...' if len(names) > 3 else ''
     return f'{len(names)} ({", ".join(names[:3])}{more})'
-
-
-def _check_optimizer(
-    optimizer: Optimizer, checkpoint: Mapping[str, Any], name: str
-) -> None:
-    """Refuse the state of an optimiser with other settings."""
-    groups = checkpoint.get('optimizer', {}).get('param_groups') or [{}]
-    missing = sorted(optimizer.defaults.keys() - groups[0].keys())
-    if missing:
-        raise UsageError(
-            f'--resume: {name} is of a run with another optimiser: it has no '
-            f'{_first(missing)} for {type(optimizer).__name__}'
-        )
 
 
 def _is_resumable(meta: Any) -> bool:
@@ -290,7 +273,14 @@ class SafeCheckpointHook(CheckpointHook):
         name = runner._load_from or 'the checkpoint'
         load_strictly(model, checkpoint, name, purpose)
         if purpose == 'resume' and is_training:
-            _check_optimizer(runner.optim_wrapper.optimizer, checkpoint, name)
+            optimizer = runner.optim_wrapper.optimizer
+            groups = checkpoint.get('optimizer', {}).get('param_groups')
+            missing = sorted({*optimizer.defaults} - {*(groups or [{}])[0]})
+            if missing:
+                raise UsageError(
+                    f'--resume: {name} is of a run with another optimiser: it '
+                    f'has no {_first(missing)} for {type(optimizer).__name__}'
+                )
 
     def before_train(self, runner: Runner) -> None:
         """Remove interrupted writes, rename checkpoints of another run."""

@@ -18,7 +18,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import EMAHook, Hook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -115,11 +115,18 @@ class NonFiniteHook(Hook):
         """Remember the batch and the random states."""
         if not self._losses:  # the last step was made or skipped
             self._batches.clear()
+        states = {
+            'python': random.getstate(),
+            'numpy': np.random.get_state(),
+            'torch': torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():  # kept on the host: no wait
+            states['cuda'] = torch.cuda.get_rng_state()
         self._batches.append(
             {
                 'iteration': runner.iter + 1,
                 'batch': data_batch,
-                'random_states': _random_states(),
+                'random_states': states,
             }
         )
 
@@ -187,8 +194,12 @@ class NonFiniteHook(Hook):
         text, is_beyond_repair = self._describe(runner)
         print_log(text, logger='current', level=logging.ERROR)
         for name in losses:
-            # Logged by now; it would make the means of later lines NaN.
-            _forget_last(runner.message_hub.log_scalars.get(f'train/{name}'))
+            history = runner.message_hub.log_scalars.get(f'train/{name}')
+            if history is not None:
+                values, counts = history.data
+                # Logged by now; the means of later lines would be NaN.
+                if not math.isfinite(values[-1]):
+                    values[-1] = counts[-1] = 0
         too_many = self.consecutive > self.max_consecutive
         if self.action == 'stop' or too_many or is_beyond_repair:
             raise UsageError(text)
@@ -321,30 +332,9 @@ def replay(
     return loss, losses
 
 
-def _random_states() -> dict[str, Any]:
-    """Return the states of the generators of Python, numpy and torch."""
-    states = {
-        'python': random.getstate(),
-        'numpy': np.random.get_state(),
-        'torch': torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():  # kept on the host: no wait
-        states['cuda'] = torch.cuda.get_rng_state()
-    return states
-
-
 def _bad_losses(batch: dict[str, Any]) -> list[str]:
-    """Return the names of losses that are not finite."""
     return [
         name
         for name, value in batch['losses'].items()
         if 'loss' in name and not value.isfinite().all()
     ]
-
-
-def _forget_last(history: HistoryBuffer | None) -> None:
-    """Take the last value out of later means, if it is not finite."""
-    if history is not None:
-        values, counts = history.data
-        if not math.isfinite(values[-1]):
-            values[-1] = counts[-1] = 0

@@ -31,7 +31,6 @@ ON_CPU = [
     if part.name != 'Mixed precision with a scaler'
     and ('batch 16' not in part.name or part.name.startswith('Kernels'))
 ]
-NEEDS_CUDA = ('device', 'graph', 'graphed', 'compiled')
 
 
 def context(device: str = 'cpu') -> Context:
@@ -58,7 +57,7 @@ def test_on_a_processor(
     monkeypatch.chdir(ROOT)
     (found,) = gpu.run([part], context(), tmp_path)
     results = {row.get('result') for row in found['rows']}
-    if part.name.endswith(NEEDS_CUDA):
+    if part.needs_gpu:
         assert results == {'not run: no CUDA device'}
     elif part.has_to_pass:
         assert results == {'passed'}
@@ -101,7 +100,6 @@ def test_a_graph_reads_its_inputs_anew(
 ) -> None:
     """A stand-in for the graph; one that ignores new images is found."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(Context, 'need_gpu', lambda self: None)
 
     def graphed(run: Any) -> Any:
         recorded = run()
@@ -118,7 +116,6 @@ def test_torch_refuses_to_wait_for_the_decoder_alone(
 ) -> None:
     """A stand-in for torch's mode: set around one call, and taken back."""
     modes: list[str] = []
-    monkeypatch.setattr(Context, 'need_gpu', lambda self: None)
     monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     forward, seen = AdaMixerDecoder.forward, list[str]()
 
@@ -142,7 +139,6 @@ def fails(context: Context) -> Iterator[Row]:
 
 def passes(context: Context) -> Iterator[Row]:
     yield gpu_checks.row('second', lambda: 'equal')
-    yield gpu_checks.row('third', lambda: context.need_gpu() or '')
 
 
 @pytest.mark.parametrize('has_to_pass', [False, True])
@@ -157,6 +153,7 @@ def test_the_command(
         Part('Broken', fails, 1, has_to_pass),
         Part('Whole', passes, 1, True),
         Part('Long', passes, 600, True),
+        Part('Other', passes, 1, True, True),
     )
     monkeypatch.setattr(gpu, 'PARTS', parts)
     command = ['--device', 'cpu', '--minutes', '1', '--out', str(tmp_path)]
@@ -168,8 +165,9 @@ def test_the_command(
     data = json.loads((tmp_path / 'gpu.json').read_text())
     found = [[r['result'] for r in part['rows']] for part in data['parts']]
     assert found[0] == ['passed', 'failed']
-    assert found[1] == ['passed', 'not run: no CUDA device']
+    assert found[1] == ['passed']
     assert found[2][0].startswith('left out: ')
+    assert found[3] == ['not run: no CUDA device']
     text = (tmp_path / 'gpu.md').read_text()
     assert 'RuntimeError' not in text
     assert 'out of memory' in text

@@ -267,7 +267,7 @@ GENERATOR = (
             'SRC: the shapes of its tensors fit no model: '
             'decoder.embed_dims=32 is not divisible by decoder.num_heads=5',
         ),
-        (GENERATOR, torch.zeros(9, 32), 'fits no number of groups of 32 chan'),
+        (GENERATOR, torch.zeros(9, 32), 'of its tensors fit no model: '),
         (
             'neck.lateral_convs.0.conv.weight',
             torch.zeros(3),

@@ -22,7 +22,7 @@ from lors_det.compat.ops.focal_loss import (
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
 )
-from lors_det.compat.ops.nms import nms, softnms
+from lors_det.compat.ops.nms import nms
 from lors_det.compat.ops.roi_align import (
     roi_align_backward,
     roi_align_forward,
@@ -43,7 +43,6 @@ __all__ = [
     'roi_align_forward',
     'sigmoid_focal_loss_backward',
     'sigmoid_focal_loss_forward',
-    'softnms',
 ]
 
 

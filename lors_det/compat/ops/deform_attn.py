@@ -57,7 +57,6 @@ def ms_deform_attn_backward(
 
 
 def _attention(shapes: Tensor) -> Callable[..., Tensor]:
-    """Return the attention over levels of these shapes as a function."""
     # Not at the top: mmcv.ops imports the stand-in.
     from mmcv.ops.multi_scale_deform_attn import (
         multi_scale_deformable_attn_pytorch,

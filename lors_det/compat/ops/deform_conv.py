@@ -127,7 +127,6 @@ def modulated_deform_conv_backward(
 def _convolution(
     sizes: Mapping[str, int], output_size: Sequence[int]
 ) -> Callable[..., Tensor]:
-    """Return the convolution as a function of its tensors."""
     from torchvision.ops import deform_conv2d
 
     if 'kernel_h' in sizes:  # the names of the modulated ops
@@ -161,7 +160,6 @@ def _convolution(
 
 
 def _check(name: str, tensor: Tensor, channels: int) -> None:
-    """Raise if a tensor has another number of channels."""
     if tensor.shape[1] != channels:
         raise ValueError(f'{name}: expected {channels}, got {tensor.shape[1]}')
 

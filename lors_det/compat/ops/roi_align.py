@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lors_det.compat.missing import MissingOpError
+from lors_det.compat.mmcv_ext import MissingOpError
 from lors_det.compat.ops.compute import compute, compute_gradients
 
 
@@ -66,7 +66,6 @@ def _pooling(
     pool_mode: int,
     aligned: bool,
 ) -> Callable[[Tensor], Tensor]:
-    """Return the pooling of features under RoIs as a function."""
     if pool_mode != 1:
         raise MissingOpError(f"The op {op!r} with pool_mode 'max'")
     from torchvision.ops import roi_align
