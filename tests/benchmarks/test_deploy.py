@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers.command_lines import ROOT
 
-from benchmarks.deploy import HEADER, Variant, main, table, time_images
+from benchmarks.deploy import Variant, main, time_images
 from lors_det.errors import UsageError
 
 
@@ -29,17 +29,6 @@ def test_each_image_runs_through_all_of_them() -> None:
     assert [len(each) for each in seconds] == [3, 3]
     # Once to warm up; another order for each image.
     assert ''.join(name for name, _ in log) == 'baabbaab'
-
-
-def test_table() -> None:
-    variants = [
-        variant('a', 4_000_000, None, []),
-        variant('b', 10**6, 1.0, []),
-    ]
-    rows = table(variants, [[0.2, 0.4], [0.1, 0.2]])
-    assert all(len(row) == len(HEADER) for row in rows)
-    assert rows[0][3:] == ['1.00', '1.00', '300.0', '390.0', '4.0', '']
-    assert rows[1][3:] == ['0.50', '0.25', '150.0', '195.0', '1.0', '1.0']
 
 
 def test_too_many_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import golden_checks
 
-from benchmarks import gpu, gpu_checks, gpu_speed
+from benchmarks import gpu, gpu_checks
 from benchmarks.gpu import PARTS, Part
 from benchmarks.gpu_checks import Context, Row
-from benchmarks.gpu_speed import Traffic, kernels_of
-from lors_det.adamixer import AdaMixerDecoder
 from lors_det.adamixer.mixing import AdaptiveMixing
 
 ROOT = Path(__file__).parents[2]
@@ -112,29 +108,6 @@ def test_a_graph_reads_its_inputs_anew(
     assert row['result'] == ('failed' if is_stale else 'passed'), row
 
 
-@pytest.mark.usefixtures('small_decoders')
-def test_torch_refuses_to_wait_for_the_decoder_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A stand-in for torch's mode: set around one call, and taken back."""
-    modes: list[str] = []
-    monkeypatch.setattr(Context, 'need_gpu', lambda self: None)
-    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
-    forward, seen = AdaMixerDecoder.forward, list[str]()
-
-    def waits(self: AdaMixerDecoder, *args: Any) -> Any:
-        seen.append(modes[-1] if modes else 'default')
-        if seen[-1] == 'error':
-            raise RuntimeError('called a synchronizing CUDA operation')
-        return forward(self, *args)
-
-    monkeypatch.setattr(AdaMixerDecoder, 'forward', waits)
-    rows = list(gpu_checks.synchronisation(context()))
-    assert {row['result'] for row in rows} == {'failed'}
-    assert seen == ['default', 'error'] * len(rows)
-    assert modes == ['error', 'default'] * len(rows)
-
-
 def fails(context: Context) -> Iterator[Row]:
     yield {'what': 'first', 'result': 'passed', 'found': ''}
     raise RuntimeError('out of memory')
@@ -176,63 +149,3 @@ def test_the_command(
     assert 'no measurement' in text
     assert torch.__version__ in data['machine']
     assert text in capsys.readouterr().out
-
-
-def test_results_are_written_after_each_part(tmp_path: Path) -> None:
-    def stops(context: Context) -> Iterator[Row]:
-        raise KeyboardInterrupt
-        yield
-
-    parts = Part('Whole', passes, 1), Part('Stopped', stops, 1)
-    with pytest.raises(KeyboardInterrupt):
-        gpu.run(parts, context(), tmp_path)
-    (part,) = json.loads((tmp_path / 'gpu.json').read_text())['parts']
-    assert part['name'] == 'Whole'
-
-
-def test_no_such_device(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match='error: --device tpu: is not there'):
-        gpu.main(['--device', 'tpu', '--out', str(tmp_path)])
-
-
-def moved(call: Any) -> int:
-    with Traffic() as traffic:
-        call()
-    return sum(number for _, number in traffic.operators)
-
-
-def test_bytes() -> None:
-    a, b = torch.rand(3, 4), torch.rand(4, 5)
-    assert moved(lambda: a @ b) == 4 * (12 + 20 + 15)
-    assert moved(lambda: b.copy_(torch.ones(()))) == 4 * (20 + 1) + 4
-    wide = torch.rand(3, 1).expand(3, 4)
-    assert moved(lambda: a + wide) == 4 * (12 + 3 + 12)
-    # Of a table of 100 rows no more is read than the six that are asked for.
-    index = torch.arange(6).view(2, 3)
-    weights = torch.rand(2, 3)
-    table = torch.rand(100, 8)
-    number = moved(
-        lambda: F.embedding_bag(
-            index, table, per_sample_weights=weights, mode='sum'
-        )
-    )
-    assert 4 * 6 * 8 < number < 4 * 100 * 8
-
-
-def test_kernels_of_a_label() -> None:
-    """Those of the operators below it too; its own shadow is none."""
-
-    def event(kernels: dict[str, float], *children: Any) -> Any:
-        return SimpleNamespace(
-            kernels=[
-                SimpleNamespace(name=name, duration=us)
-                for name, us in kernels.items()
-            ],
-            cpu_children=children,
-        )
-
-    label = event(
-        {f'{gpu_speed.LABEL}3': 9.0},
-        event({'gemm': 5.0}, event({'memset': 1.0})),
-    )
-    assert kernels_of(label) == [('gemm', 5.0), ('memset', 1.0)]

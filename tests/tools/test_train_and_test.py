@@ -7,14 +7,12 @@ import os
 import pickle
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers.command_lines import (
     CONFIG,
-    ROOT,
     SMALL,
     run,
     run_here,
@@ -142,29 +140,6 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inferencer(trained: tuple[Path, str], tmp_path: Path) -> None:
-    """mmdet's own inference on an image file, from a config and weights."""
-    from mmdet.apis import DetInferencer
-    from mmengine.config import Config
-
-    from lors_det.cli.arguments import parse_value
-
-    cfg = Config.fromfile(ROOT / CONFIG)
-    options = (option.split('=') for option in SMALL)
-    cfg.merge_from_dict({key: parse_value(value) for key, value in options})
-    config = tmp_path / 'config.py'
-    cfg.dump(config)
-    inferencer = DetInferencer(
-        str(config), str(trained[0] / 'iter_4.pth'), device='cpu'
-    )
-    image = next((ROOT / 'demo/coco_tiny/images').glob('*.jpg'))
-    result = inferencer(str(image), out_dir=str(tmp_path), no_save_pred=False)
-    (prediction,) = result['predictions']
-    assert len(prediction['bboxes']) == len(prediction['scores']) == 8
-    assert (tmp_path / 'vis' / image.name).is_file()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('tool', 'option', 'message'),
     [
@@ -197,14 +172,3 @@ def test_the_error_is_the_last_line_of_a_launcher(tmp_path: Path) -> None:
     line = f'error: process 0: CHECKPOINT: {missing} does not exist'
     assert output.splitlines()[-1].startswith(line)
     assert 'Traceback' not in output
-
-
-def test_help_and_wrong_options_need_no_torch() -> None:
-    check = (
-        'import runpy, sys\n'
-        'try: runpy.run_path("tools/train.py", run_name="__main__")\n'
-        'except SystemExit: print(*sys.modules)\n'
-    )
-    output = run(sys.executable, '-c', check, '--help')
-    assert '--cfg-options' in output
-    assert not {'torch', 'mmengine'} & set(output.split())
