@@ -123,7 +123,7 @@ def test_a_neck_with_more_levels_than_its_backbone(num_levels: int) -> None:
 
 
 def test_compiled() -> None:
-    """Compiled parts, two sizes of batch and image: equal results."""
+    """Compiled parts give equal losses; of other sizes, see test_decoder."""
     config = {'decoder': of_decoder(num_stages=1, stacks={})}
     plain = build(detector_config(**config))
     randomise(plain)
@@ -131,8 +131,8 @@ def test_compiled() -> None:
     compiled = build(detector_config(**config))
     compiled.load_state_dict(plain.state_dict())
     copy.deepcopy(compiled)  # as for an exponential moving average
-    for data in (batch(3, 2), batch(1, sizes=((96, 64),))):
-        expected, found = losses_of(plain, data), losses_of(compiled, data)
-        torch.testing.assert_close(found, expected)
-        total_of(found).backward()
+    data = batch(3, 2)
+    found = losses_of(compiled, data)
+    torch.testing.assert_close(found, losses_of(plain, data))
+    total_of(found).backward()
     assert all(p.grad is not None for p in compiled.decoder.parameters())

@@ -58,7 +58,6 @@ def test_training_step() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.py'], 'CONFIG: none.py does not exist'),
         ([CONFIG, CONFIG], 'CONFIG: one is named twice'),
         ([CONFIG, '--batch-size', '0'], '--batch-size 0: expected 1 or more'),
         ([CONFIG, '--image-size', '64', '-1'], '--image-size -1: expected'),
