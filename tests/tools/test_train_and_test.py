@@ -14,7 +14,6 @@ import pytest
 from helpers.command_lines import (
     CONFIG,
     SMALL,
-    run,
     run_here,
     run_tool,
     small_run,
@@ -112,7 +111,7 @@ def test_testing(trained: tuple[Path, str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """Train by the shell launcher, on gloo, and lose a process."""
+    """Train by the shell launcher, on gloo, with AMP, and lose a process."""
     options = (
         'train_cfg.max_iters=20',
         'train_cfg.val_interval=20',
@@ -120,7 +119,7 @@ def test_two_processes(tmp_path: Path) -> None:
     )
     with start(
         'tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path,
-        '--cfg-options', *SMALL, *options, PORT='29511',
+        '--amp', 'bfloat16', '--cfg-options', *SMALL, *options, PORT='29511',
     ) as launcher:  # fmt: skip
         wait_for(tmp_path / 'iter_2.pth')
         children = f'/proc/{launcher.pid}/task/{launcher.pid}/children'
@@ -166,9 +165,14 @@ def test_a_checkpoint_of_another_run(
 @pytest.mark.slow
 def test_the_error_is_the_last_line_of_a_launcher(tmp_path: Path) -> None:
     missing = tmp_path / 'none.pth'
-    output = run(
-        'tools/dist_test.sh', CONFIG, missing, '1', expect=1, PORT='29513'
-    )
+    command = [
+        'lors_det/cli/torchrun.py', '--master-port=29513', 'tools/test.py',
+        CONFIG, missing, '--launcher', 'pytorch',
+    ]  # fmt: skip
+    process = start_tool(command, tmp_path / 'output')
+    process.join(240)
+    assert process.exitcode == 1
+    output = (tmp_path / 'output').read_text()
     line = f'error: process 0: CHECKPOINT: {missing} does not exist'
     assert output.splitlines()[-1].startswith(line)
     assert 'Traceback' not in output
