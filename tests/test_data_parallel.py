@@ -202,7 +202,8 @@ def test_detections_and_ap_are_those_of_one_process(tmp_path: Path) -> None:
     """Seven images: one process has four, the other three."""
     ((numbers, expected),) = in_processes(1, detections, tmp_path)
     assert len(expected) == 7
-    assert 0.1 < numbers['coco/bbox_mAP'] < 0.9
+    # The other 65 images of the file count as missed.
+    assert 0.03 < numbers['coco/bbox_mAP'] < 0.9
     for found in in_processes(2, detections, tmp_path):
         assert found[0] == numbers
         assert_same_detections(found[1], expected)
