@@ -51,9 +51,9 @@ ROWS = {
 #: What depends on the versions of others, and takes minutes.
 SUITE = """
     adamixer/test_criterion.py adamixer/test_detector.py
-    adamixer/test_mixing.py adamixer/test_sampling.py
-    compat datasets lors vit/test_model.py test_data_parallel.py
-    test_golden.py test_mmdet_workflows.py test_safe_load.py
+    adamixer/test_mixing.py compat datasets lors vit/test_model.py
+    test_data_parallel.py test_golden.py test_method_document.py
+    test_mmdet_workflows.py test_safe_load.py
 """.split()
 TOOLS = (
     'hypothesis', 'pytest', 'scikit-learn', 'setuptools', 'tensorboard',

@@ -288,30 +288,3 @@ def test_test_dev_is_format_only() -> None:
     assert cfg.test_evaluator.format_only
     assert 'info_test-dev2017' in cfg.test_dataloader.dataset.ann_file
     assert not cfg.val_evaluator.format_only
-
-
-@pytest.mark.parametrize(
-    'name',
-    [*list(EXPECTED)[:2], DEMO, 'lors_detr/lors-detr_r50_8xb2-150e_coco.py'],
-)
-def test_dumped_and_reloaded(name: str, tmp_path: Path) -> None:
-    cfg = load(name)
-    cfg.dump(tmp_path / 'config.py')
-    again = Config.fromfile(tmp_path / 'config.py')
-    assert again.to_dict() == cfg.to_dict()
-
-
-def own_levels(path: Path) -> int:
-    """Files of ours from a config to the deepest of its bases."""
-    base = Config._get_base_files(path)  # as mmengine reads ``_base_``
-    ours = [path.parent / b for b in base if '::' not in b]
-    return 1 + max(map(own_levels, ours), default=0)
-
-
-@pytest.mark.parametrize('name', EXPECTED)
-def test_small_deltas(name: str) -> None:
-    path = CONFIG_DIR / name
-    assert own_levels(path) <= 4
-    assert 'lors' not in load(name)  # taken from its base, not left
-    if not name.startswith('finetune/'):
-        assert len(path.read_text().split('\n')) <= 11

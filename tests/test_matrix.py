@@ -15,14 +15,6 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_value_is_seen() -> None:
-    rows = matrix.ROWS.values()
-    assert {row.python for row in rows} == {'3.10', '3.11', '3.12', '3.13'}
-    assert {row.flavour for row in rows} == {'onedl', 'openmmlab'}
-    assert {row.numpy[0] for row in rows} == {'1', '2'}
-    assert {row.extension for row in rows} == {False, True}
-
-
 def test_range_of_torch_is_what_is_tested() -> None:
     setup = (ROOT / 'setup.py').read_text()
     pins = (ROOT / 'requirements.txt').read_text()

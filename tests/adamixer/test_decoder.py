@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers.factories import (
     decoder,
-    decoder_config,
     positions,
     pyramid,
     randomise,
@@ -20,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lors_det.adamixer import AdaMixerDecoder
 from lors_det.lors import MODES
 
 Inputs = tuple[list[Tensor], Tensor, Tensor]
@@ -128,48 +126,6 @@ def test_a_checkpoint_holds_every_tensor_once() -> None:
     payload = 4 * sum(p.numel() for p in model.parameters())
     # Per tensor: a name, and alignment to 64 bytes in the archive.
     assert payload <= len(file.getvalue()) < payload + 600 * len(tensors)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'num_stages': -1}, 'num_stages=-1: expected an integer of at le'),
-        ({'num_stages': '6'}, "num_stages='6': expected an integer of at"),
-        ({'num_classes': 0}, 'num_classes=0'),
-        ({'num_cls_fcs': -1}, 'num_cls_fcs=-1'),
-        ({'embed_dims': 36}, 'embed_dims=36: expected a multiple'),
-        ({'num_heads': 5}, '.* not divisible by decoder.num_heads=5'),
-        ({'num_groups': 3}, '.* not divisible by decoder.num_groups=3'),
-        ({'strides': [4, 0]}, r'strides\[1\]=0'),
-        (
-            {'stacks': {'mixing': {}}},
-            r"stacks has \['mixing'\]: expected keys",
-        ),
-        (
-            {'num_stages': 4},
-            r'stacks.mixing_kernels.num_param_groups=\[1, 2, 1\] has 3 entri',
-        ),
-        (
-            {'stacks': {'mixing_out_proj': {'mode': 'lors', 'rank': 33}}},
-            'stacks.mixing_out_proj.rank=33: expected values from 0 to 32',
-        ),
-    ],
-)
-def test_wrong_settings(changes: dict, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f'decoder.{message}'):
-        AdaMixerDecoder(**decoder_config(**changes))
-
-
-def test_a_checkpoint_of_another_depth_is_refused() -> None:
-    """Also with ``strict=False``; the stack is named."""
-    other = decoder(num_stages=2, stacks={}).state_dict()
-    with pytest.raises(
-        ValueError,
-        match=r'decoder.stacks.attention: the checkpoint \(attention.in_proj.'
-        r"\*\) holds mode 'dense', 2 layers; the model was built with mode "
-        r"'dense', 3 layers",
-    ):
-        decoder().load_state_dict(other, strict=False)
 
 
 def test_one_graph_for_all_sizes() -> None:

@@ -12,7 +12,6 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from lors_det.adamixer import AdaMixer
-from lors_det.lors import MODES
 
 
 def batch(
@@ -48,33 +47,6 @@ def total_of(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return sum(v for k, v in losses.items() if 'loss' in k)
 
 
-@pytest.mark.parametrize('mode', MODES)
-@pytest.mark.parametrize('num_boxes', [(3, 2), (0, 0)])
-def test_every_parameter_gets_a_finite_gradient(
-    mode: str, num_boxes: tuple[int, int]
-) -> None:
-    model = build(detector_config(mode))
-    randomise(model)
-    losses = losses_of(model, batch(*num_boxes))
-    assert len(losses) == 3 * 4
-    total_of(losses).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-
-
-def test_predictions() -> None:
-    model = build(detector_config()).eval()
-    randomise(model)
-    with torch.no_grad():
-        results = model.test_step(batch(0, 0))
-    for sample in results:
-        found = sample.pred_instances
-        assert found.bboxes.shape == (7, 4)  # as many as queries
-        assert found.scores.diff().le(0).all()
-        assert found.labels.lt(5).all()
-
-
 def test_boxes_in_original_or_resized_pixels() -> None:
     model = build(detector_config()).eval()
     data = model.data_preprocessor(batch(0))
@@ -101,14 +73,6 @@ def test_batched_equals_single_without_the_shared_norm() -> None:
             one = model._forward(inputs[image : image + 1])
             for found, expected in zip(one, many, strict=True):
                 torch.testing.assert_close(found, expected[image : image + 1])
-
-
-def test_max_per_img() -> None:
-    for keep in (3, 1000):
-        model = build(detector_config(test_cfg={'max_per_img': keep})).eval()
-        with torch.no_grad():
-            (result,) = model.test_step(batch(0))
-        assert len(result.pred_instances) == min(keep, 7 * 5)
 
 
 def test_geometry_and_losses_stay_float32_under_autocast() -> None:
@@ -144,40 +108,6 @@ def of_decoder(**changes: Any) -> dict[str, Any]:
 NECK = {'type': 'SharedNormMapper', 'in_channels': [8, 16, 32, 64]}
 
 
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'num_queries': 0}, 'num_queries=0: expected an integer of at least'),
-        ({'test_cfg': {'max_per_img': 0}}, 'test_cfg.max_per_img=0: expected'),
-        (
-            {'decoder': of_decoder(strides=[4, 8, 16])},
-            r'decoder.strides=\[4, 8, 16\]: the neck gives 4 levels, '
-            'expected one stride for each',
-        ),
-        (
-            {'neck': {**NECK, 'out_channels': 64}},
-            'neck.out_channels=64: expected decoder.embed_dims=32',
-        ),
-        ({'compile': 1}, r'model\.compile=1: expected True'),
-        ({'compile': ['eager']}, r'model\.compile=.*: expected True'),
-    ],
-)
-def test_wrong_settings(changes: dict, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        build(detector_config(**changes))
-
-
-def test_strides_of_another_pyramid() -> None:
-    decoder = of_decoder(strides=[8, 16, 32, 64])
-    model = build(detector_config(decoder=decoder))
-    with pytest.raises(
-        ValueError,
-        match=r'decoder.strides\[0\]=8: level 0 of the neck is \(16, 24\) for '
-        r'an input of \(64, 96\), which is stride 4',
-    ):
-        losses_of(model, batch(1))
-
-
 @pytest.mark.parametrize('num_levels', [4, 5])
 def test_a_neck_with_more_levels_than_its_backbone(num_levels: int) -> None:
     """Levels are counted by what the neck gives."""
@@ -193,7 +123,7 @@ def test_a_neck_with_more_levels_than_its_backbone(num_levels: int) -> None:
 
 
 def test_compiled() -> None:
-    """Compiled parts, two sizes of batch and image: equal results."""
+    """Compiled parts give equal losses; of other sizes, see test_decoder."""
     config = {'decoder': of_decoder(num_stages=1, stacks={})}
     plain = build(detector_config(**config))
     randomise(plain)
@@ -201,8 +131,8 @@ def test_compiled() -> None:
     compiled = build(detector_config(**config))
     compiled.load_state_dict(plain.state_dict())
     copy.deepcopy(compiled)  # as for an exponential moving average
-    for data in (batch(3, 2), batch(1, sizes=((96, 64),))):
-        expected, found = losses_of(plain, data), losses_of(compiled, data)
-        torch.testing.assert_close(found, expected)
-        total_of(found).backward()
+    data = batch(3, 2)
+    found = losses_of(compiled, data)
+    torch.testing.assert_close(found, losses_of(plain, data))
+    total_of(found).backward()
     assert all(p.grad is not None for p in compiled.decoder.parameters())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -21,10 +20,3 @@ def test_one_norm_for_all_levels() -> None:
         ).sqrt()
         x = x.view_as(found) * neck.norm.weight[:, None, None]
         torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
-
-
-def test_errors() -> None:
-    with pytest.raises(
-        ValueError, match=r'neck.out_channels=48 is not divisible by .*=32'
-    ):
-        SharedNormMapper([4], 48)

@@ -8,7 +8,7 @@ import torch
 from helpers.factories import KERNELS, decoder, randomise
 from torch import nn
 
-from lors_det.analysis.weights import effective_rank, measure_stacks
+from lors_det.analysis.weights import measure_stacks
 from lors_det.lors import AdaptiveStack, StackedLinear
 
 QUERIES = torch.randn(3, 10, 12, generator=torch.Generator().manual_seed(0))
@@ -97,10 +97,3 @@ def test_stacks_of_a_decoder_are_left_as_they_are() -> None:
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, before[name])
-
-
-def test_effective_rank() -> None:
-    values = torch.tensor([[1.0, 1, 1, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(
-        effective_rank(values), torch.tensor([3.0, 1, 0])
-    )

@@ -31,6 +31,12 @@ def test_each_image_runs_through_all_of_them() -> None:
     assert ''.join(name for name, _ in log) == 'baabbaab'
 
 
+def test_too_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UsageError, match='--images 9999: expected 1 to 364'):
+        main(['--images', '9999'])
+
+
 def test_table() -> None:
     variants = [
         variant('a', 4_000_000, None, []),
@@ -40,9 +46,3 @@ def test_table() -> None:
     assert all(len(row) == len(HEADER) for row in rows)
     assert rows[0][3:] == ['1.00', '1.00', '300.0', '390.0', '4.0', '']
     assert rows[1][3:] == ['0.50', '0.25', '150.0', '195.0', '1.0', '1.0']
-
-
-def test_too_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(UsageError, match='--images 9999: expected 1 to 364'):
-        main(['--images', '9999'])

@@ -24,11 +24,11 @@ from lors_det.adamixer.mixing import AdaptiveMixing
 
 ROOT = Path(__file__).parents[2]
 #: On a processor the others would do the same again: batches are small there,
-#: and the launcher's training is that in mixed precision.
+#: and tests/tools trains by the launcher, in mixed precision.
 ON_CPU = [
     part
     for part in PARTS
-    if part.name != 'Mixed precision with a scaler'
+    if part.name not in ('Launcher', 'Mixed precision with a scaler')
     and ('batch 16' not in part.name or part.name.startswith('Kernels'))
 ]
 

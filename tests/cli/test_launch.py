@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lors_det.cli import launch, train
-from lors_det.errors import UsageError
 
 
 def gloo_threads() -> set[str]:
@@ -51,14 +50,6 @@ def resume_from(work_dir: Path, **arguments: str | bool) -> str | None:
 
 def write_checkpoint(path: Path, iteration: int) -> None:
     torch.save({'meta': {'epoch': 0, 'iter': iteration}}, path)
-
-
-def test_what_a_run_resumes_from(tmp_path: Path) -> None:
-    assert resume_from(tmp_path) is None
-    assert resume_from(tmp_path, resume='auto') is None
-    write_checkpoint(tmp_path / 'iter_1.pth', 1)
-    with pytest.raises(UsageError, match='1 checkpoints of an earlier run'):
-        resume_from(tmp_path)
 
 
 @pytest.mark.parametrize(

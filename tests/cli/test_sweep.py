@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +11,23 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from helpers.command_lines import CONFIG, ROOT, SMALL, run_here
 from mmengine.config import Config
 
 import lors_det
+from lors_det.cli import sweep
 from lors_det.cli.boundary import OneLineErrors
 from lors_det.cli.configs import init
 from lors_det.cli.sweep import _lock, read_sweep, run_sweep, write_summary
 from lors_det.errors import UsageError
 
-ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
 STEM = 'lors-adamixer_r18_coco-tiny'
 STACKS = 'model.decoder.stacks'
 RANK = f'{STACKS}.mixing_kernels.rank'
 # Stands in for tools/train.py: leaves what it would leave. A file has one
 # word per start: what is to happen.
 FAKE = """
-import json, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 assert sys.argv[2::2] == ['--work-dir', '--resume']
 work_dir = pathlib.Path(sys.argv[3])
 plan = work_dir.parents[1] / 'plan'
@@ -38,6 +39,9 @@ with (work_dir.parent / 'starts').open('a') as file:
 number = len((work_dir.parent / 'starts').read_text().split())
 if what == 'fail':
     sys.exit('lots of words\\nno luck')
+if what == 'end':
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 if what == 'together':
     (work_dir / 'here').touch()
     for _ in range(200):
@@ -105,7 +109,9 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """Multiply-adds are not counted: it takes longer than all the rest."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweep, 'count_macs', lambda model: {'decoder': 1e9})
     return Folder(tmp_path)
 
 
@@ -197,6 +203,46 @@ def test_finished_runs_are_not_repeated(folder: Folder) -> None:
     assert folder.sweep(grid={RANK: [2, 8]}, seeds=[0, 1, 2]) == 4
     assert folder.sweep(grid={f'{STACKS}.ffn.mode': ['shared']}) == 2
     assert folder.rows()[0][f'{STACKS}.ffn.mode'] == 'shared'
+
+
+def test_a_sweep_that_is_ended(
+    folder: Folder,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By SIGTERM, which ends its run too."""
+    before = signal.getsignal(signal.SIGTERM)
+    command = ['tools/sweep.py', folder.describe(), '--work-dir', folder.out]
+    (folder.path / 'plan').write_text('finish end')
+    try:
+        with pytest.raises(SystemExit, match='130'):
+            run_here(*command)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    message = 'interrupted; the same command resumes the sweep\n'
+    assert capsys.readouterr().err.endswith(message)
+    assert [row['seed'] for row in folder.rows()] == ['0']
+    assert folder.sweep() == 1
+
+
+@pytest.mark.slow
+def test_real_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = Folder(tmp_path)
+    options = (option.split('=') for option in SMALL)
+    folder.sweep(
+        command=['python', 'tools/train.py'],
+        seeds=[0],
+        options={key: yaml.safe_load(value) for key, value in options},
+    )
+    (row,) = folder.rows()
+    assert (row['config'], row['schedule']) == (CONFIG, '4 iters')
+    assert 0 <= float(row['best']) <= 1
+    assert 'memorised/bbox_mAP_50' in row
+    assert float(row['seconds_per_step']) > 0
+    assert float(row['decoder_gmacs']) > 0
+    assert '| 1 ' in (folder.out / 'results.md').read_text()  # of one seed
 
 
 def test_models_are_compared_with_the_first_at_equal_settings(

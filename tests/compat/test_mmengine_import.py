@@ -36,6 +36,10 @@ for command in {COMMANDS}:
         main()
     except SystemExit as error:
         print(command, error)
+import torch
+from lors_det.lors import StackedLinear
+stack = StackedLinear(3, 8, 8, dict(mode='lors', rank=2))
+print(stack(torch.zeros(1, 8), 2).shape)
 """
 LINE = (
     " is missing: `pip install 'lors_det[onedl]'` installs the maintained "
@@ -52,7 +56,9 @@ def run(code: str) -> list[str]:
 
 
 def test_tools_say_what_to_install() -> None:
+    """And lors_det.lors is pure torch."""
     lines = [line for line in run(RUN) if not line.startswith('config ')]
+    assert lines.pop() == 'torch.Size([1, 8])', lines
     assert len(lines) == len(COMMANDS), lines
     for line, command in zip(lines, COMMANDS, strict=True):
         assert line.startswith(f'{command} error: mm')

@@ -149,16 +149,6 @@ def test_heads_of_deit_tiny() -> None:
     state = model.state_dict()
     state = vit_names(Shapes(state)).to_official(state)
     assert convert(state, 'SRC').model.settings['num_heads'] == 3
-    # Of the release, which no other test states.
-    assert set(state) >= {
-        'backbone.layers.0.attn.qkv.weight',
-        'backbone.layers.1.attn.proj.bias',
-        'backbone.layers.2.ffn.layers.0.0.weight',
-        'backbone.layers.2.ffn.layers.1.bias',
-        'backbone.layers.2.ln2.bias',
-        'backbone.ln1.weight',
-        'head.layers.head.weight',
-    }
 
 
 RESNEXT = {

@@ -11,18 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from helpers.small_coco import (
     change,
-    config,
     load,
-    logged,
     pixels,
     spoil,
-    write,
 )
-from mmengine.config import Config
-from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -203,47 +197,3 @@ def test_workers_tell_the_main_process(root: Path) -> None:
     loader = DataLoader(dataset, num_workers=2, collate_fn=list)
     assert len(list(loader)) == 4
     assert dataset.image_defects() == {MISSING: [1], EMPTY: [3]}
-
-
-@pytest.mark.slow
-def test_a_run_with_broken_images(tmp_path: Path) -> None:
-    """Two epochs; the images 1 and 3 cannot be read."""
-    write(tmp_path)
-    put(tmp_path, None)
-    put(tmp_path, b'no image', 3)
-    cfg = Config.fromfile(ROOT / 'configs/demo/lors-adamixer_r18_coco-tiny.py')
-    dataset = config(tmp_path, type='CheckedCocoDataset')
-    loader = {'num_workers': 0, 'persistent_workers': False}
-    sampler = {'type': 'DefaultSampler'}
-    cfg.merge_from_dict(
-        {
-            'model.num_queries': 8,
-            'model.decoder.num_stages': 1,
-            'model.decoder.num_classes': 2,
-            'train_dataloader': {**loader, 'sampler': sampler},
-            'val_dataloader': loader,
-            'val_evaluator.ann_file': str(tmp_path / 'ann.json'),
-            'test_dataloader': None,
-            'test_cfg': None,
-            'test_evaluator': None,
-            'work_dir': str(tmp_path / 'work'),
-            'log_processor.by_epoch': True,
-        }
-    )
-    cfg.train_dataloader.dataset = dataset
-    cfg.val_dataloader.dataset = {**dataset, 'test_mode': True}
-    cfg.train_cfg = {'by_epoch': True, 'max_epochs': 2, 'val_interval': 1}
-    cfg.param_scheduler = None
-    runner = Runner.from_cfg(cfg)
-    with logged() as records:
-        runner.train()
-    assert runner.epoch == 2
-    for parameter in runner.model.parameters():
-        assert torch.isfinite(parameter).all()
-    assert 'train/skipped_steps' not in runner.message_hub.log_scalars
-    # In both epochs, of both data sets: one line, as they read the same file.
-    messages = [r.getMessage() for r in records]
-    assert sorted(m for m in messages if 'ann.json' in m) == [
-        f'{tmp_path}/ann.json: {kind}, {ANSWERS[kind]}: 1 ({number})'
-        for kind, number in ((NO_IMAGE, 3), (MISSING, 1))
-    ]

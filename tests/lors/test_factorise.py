@@ -55,9 +55,16 @@ def planted(num_layers: int = 6, noise: float = 0.0) -> Tensor:
 
 @pytest.mark.parametrize('shape', [(3, 12, 9), (3, 9, 12), (1, 7, 7)])
 @pytest.mark.parametrize('mode', ['private', 'lors'])
-def test_full_rank_is_exact(shape: tuple[int, ...], mode: str) -> None:
+@pytest.mark.parametrize('rows', [None, 3, 40])
+def test_full_rank_is_exact(
+    shape: tuple[int, ...], mode: str, rows: int | None
+) -> None:
+    """With few and many inputs, and without."""
+    num_layers, _, size = shape
     dense = static(torch.randn(shape).double())
-    stack, report = fit(dense, {'mode': mode, 'rank': min(shape[1:])})
+    inputs = rows and {'stack': given(rows, size, num_layers)}
+    config = {'mode': mode, 'rank': min(shape[1:])}
+    stack, report = fit(dense, config, inputs=inputs)
     torch.testing.assert_close(matrices(stack), matrices(dense))
     assert max(report.errors) < 1e-12
     x = torch.randn(4, shape[2]).double()
@@ -294,14 +301,6 @@ def test_inputs_of_unit_moment_change_nothing() -> None:
     )
     torch.testing.assert_close(matrices(stack), matrices(plain))
     assert report.errors == pytest.approx(expected.errors)
-
-
-@pytest.mark.parametrize('rows', [3, 40])
-def test_full_rank_is_exact_with_inputs(rows: int) -> None:
-    dense = static(planted())
-    inputs = {'stack': given(rows, 9)}
-    stack, _ = fit(dense, {'mode': 'lors', 'rank': 9}, inputs=inputs)
-    torch.testing.assert_close(matrices(stack), matrices(dense))
 
 
 def test_a_shared_matrix_serves_layers_with_inputs_of_their_own() -> None:

@@ -13,7 +13,7 @@ from helpers.factories import (
 from torch import nn
 
 from lors_det.adamixer.settings import STACKS
-from lors_det.lors import MODES, StackedLinear, fold, lorsify
+from lors_det.lors import MODES, fold, lorsify
 
 CONFIG = {'mode': 'lors', 'rank': 2}
 
@@ -83,15 +83,6 @@ def test_decoder_of_adamixer(mode: str, generators: bool) -> None:
     dense.load_state_dict(model.state_dict())
     found = dense(feats, content, xyzr)[-1]
     torch.testing.assert_close(found, expected)
-
-
-def test_a_single_stack() -> None:
-    stack = StackedLinear(3, 8, 6, CONFIG, bias=False)
-    randomise(stack)
-    dense = fold(stack)
-    assert fold(dense) is dense
-    for i in range(3):
-        torch.testing.assert_close(dense.weight(i), stack.weight(i))
 
 
 def test_a_part_of_a_model_is_refused() -> None:

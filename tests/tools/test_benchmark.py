@@ -2,29 +2,19 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.command_lines import CONFIG, ROOT, run_here
 from helpers.factories import build, detector_config
 
 from lors_det.analysis.benchmark import Options, measure
 
-ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/demo/lors-adamixer_r18_coco-tiny.py'
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', ['tools/benchmark.py', *arguments])
-    runpy.run_path('tools/benchmark.py', run_name='__main__')
+TOOL = 'tools/benchmark.py'
 
 
 def test_two_detectors(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     dense = tmp_path / 'dense.py'
     dense.write_text(
@@ -33,9 +23,9 @@ def test_two_detectors(
         "    mixing_kernels=dict(mode='dense'))))\n"
     )
     out = tmp_path / 'times.json'
-    run(
-        monkeypatch, CONFIG, str(dense), '--image-size', '32', '64',
-        '--batch-size', '1', '--repeats', '1', '--json', str(out),
+    run_here(
+        TOOL, CONFIG, dense, '--image-size', '32', '64',
+        '--batch-size', '1', '--repeats', '1', '--json', out,
         '--dtype', 'float32', 'bfloat16',
     )  # fmt: skip
     data = json.loads(out.read_text())
@@ -68,7 +58,6 @@ def test_training_step() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.py'], 'CONFIG: none.py does not exist'),
         ([CONFIG, CONFIG], 'CONFIG: one is named twice'),
         ([CONFIG, '--batch-size', '0'], '--batch-size 0: expected 1 or more'),
         ([CONFIG, '--image-size', '64', '-1'], '--image-size -1: expected'),
@@ -82,8 +71,6 @@ def test_training_step() -> None:
         ),
     ],
 )
-def test_errors(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
-) -> None:
+def test_errors(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
-        run(monkeypatch, *arguments)
+        run_here(TOOL, *arguments)

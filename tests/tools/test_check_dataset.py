@@ -115,7 +115,6 @@ def test_what_a_run_refuses_leads_to_no_image(
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.py'], 'error: CONFIG: none.py does not exist'),
         (
             ['configs/deit/deit-tiny_digits.py'],
             "error: train_dataloader.dataset.type='DigitImages': expected "

@@ -103,8 +103,6 @@ def test_the_given_ranks_and_allocated_ones(
 
 
 BAD = [
-    (['none.pth', CONFIG], 'DENSE: none.pth does not exist'),
-    (['DENSE', 'none.py'], 'CONFIG: none.py does not exist'),
     (
         ['DENSE', CONFIG, '--budget', '99'],
         r'--budget 99: expected at least \d+, the decoder with the lowest',
