@@ -40,8 +40,7 @@ class OneLineErrors(AbstractContextManager['OneLineErrors']):
 
     Args:
         cfg: The config; or set it later, as an attribute.
-        how_to_resume: What a user is told after Ctrl-C, if it is no run with
-            a work directory.
+        how_to_resume: What to say after Ctrl-C without a work directory.
 
     Attributes:
         loop: ``train``, ``val`` or ``test``: whose settings are named first.
@@ -264,7 +263,6 @@ def _unknown_type(name: str, frames: list[FrameType]) -> str:
     if '.' in name and package not in sys.modules:
         return f'the package {package!r} is not installed'
     registry = _local(frames, 'registry')
-    names = {*registry.module_dict}
-    if registry.parent is not None:  # an empty one is false
-        names |= {*registry.parent.module_dict}
+    inherited = getattr(registry.parent, 'module_dict', ())
+    names = {*registry.module_dict, *inherited}
     return f'no {registry.name} of this name{suggest(name, names)}'

@@ -11,19 +11,17 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import Any
 
 from lors_det.cli.boundary import OneLineErrors, suggest, walk_config
 from lors_det.datasets.annotations import check_annotations, read_annotations
 from lors_det.errors import UsageError
 from lors_det.files import load_config
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
-
 #: What is right for settings that nothing else checks, or only late.
 UNCHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    r'model|env_cfg\.dist_cfg': ('a dict', lambda v: isinstance(v, Mapping)),
+    'model': ('a dict', lambda v: isinstance(v, Mapping)),
     r'optim_wrapper\.clip_grad\.max_norm': (
         'a number above 0',
         lambda v: isinstance(v, (int, float)) and v > 0,
@@ -35,15 +33,13 @@ UNCHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v != 'pytorch' or 'RANK' in os.environ,
     ),
 }
-#: What torch's loader takes.
 LOADER = (
     'batch_sampler batch_size collate_fn dataset disable_subprocess_warning '
     'drop_last generator in_order multiprocessing_context num_batch_per_epoch '
     'num_workers persistent_workers pin_memory pin_memory_device '
     'prefetch_factor sampler shuffle timeout worker_init_fn'
 )
-#: What is read from dicts that nothing else checks: from the config itself,
-#: '', what mmengine's runner takes, and so on.
+#: What is read from dicts that nothing else checks; '' is the config itself.
 READ = {
     '': 'model work_dir train_dataloader val_dataloader test_dataloader '
     'train_cfg val_cfg test_cfg auto_scale_lr optim_wrapper param_scheduler '
@@ -53,6 +49,7 @@ READ = {
     'activation_checkpointing compile custom_imports efficient_conv_bn_eval '
     'find_unused_parameters model_wrapper_cfg sync_bn',
     'auto_scale_lr': 'enable base_batch_size',
+    'clip_grad': 'type max_norm norm_type error_if_nonfinite clip_value',
     'data_prefix': 'img seg',
     **{f'{loop}_dataloader': LOADER for loop in ('train', 'val', 'test')},
     'env_cfg': 'cudnn_benchmark mp_cfg dist_cfg resource_limit',
@@ -61,13 +58,14 @@ READ = {
     'paramwise_cfg': 'bias_decay_mult bias_lr_mult bypass_duplicate '
     'custom_keys dcn_offset_lr_mult dwconv_decay_mult flat_decay_mult '
     'norm_decay_mult',
+    'randomness': 'seed diff_rank_seed deterministic',
 }
 
 
 def configure(
     args: argparse.Namespace, errors: OneLineErrors, loops: Sequence[str]
-) -> Config:
-    """Return the config of a run: its file, as the command line changes it.
+) -> Any:
+    """Return the ``Config`` of a run: its file and what the options change.
 
     Prints the first line of a run. What ``custom_imports`` name is left to
     `build_runner`: it takes seconds to import.
@@ -114,10 +112,11 @@ def check_options(
         source: Where they are from, for messages.
 
     Raises:
-        UsageError: If nothing reads a key.
+        UsageError: If nothing reads a key, or a dict becomes something else.
     """
     entries = dict(walk_config(dict(cfg)))
     for option, value in options.items():
+        what = f'{source} {option}={value!r}'
         path: tuple[str, ...] = ()
         for name in option.split('.'):
             read = READ.get(path[-1] if path else '', '').split()
@@ -125,8 +124,11 @@ def check_options(
             path = (*path, name)
             if read and is_new and name not in (*read, '_delete_'):
                 near = _elsewhere(entries, name) or suggest(name, read)
-                what = f'{source} {option}={value!r}'
                 raise UsageError(f'{what}: nothing reads {name!r}{near}')
+        is_dict = isinstance(entries.get(path), Mapping)
+        if is_dict and 'type' not in entries[path[:-1]]:  # no class checks it
+            if not isinstance(value, (Mapping, bool, NoneType)):
+                raise UsageError(f'{what}: expected a dict')
 
 
 def _elsewhere(entries: Mapping[tuple[str, ...], Any], name: str) -> str:
@@ -166,9 +168,8 @@ def check_dataset(cfg: Mapping[str, Any], loop: str) -> None:
             raise UsageError(
                 f'{loop}_dataloader.dataset.ann_file: {path} does not exist; '
                 'get COCO 2017 with `mim download mmdet --dataset coco2017`, '
-                'or demo/ with a clone of the repository, and name the folder '
-                'in the config (docs/coco.md), or by `lors-det init NAME DIR '
-                '--root FOLDER`'
+                'demo/ with the repository; name another folder in the config '
+                '(docs/coco.md) or by `lors-det init NAME DIR --root FOLDER`'
             )
 
 
@@ -181,14 +182,13 @@ def _check_evaluator(cfg: Mapping[str, Any], loop: str) -> None:
         if not path or path in loaded:
             continue  # the data set checks it
         name = f'CONFIG: {loop}_evaluator.ann_file={str(path)!r}'
-        known = _read_images(path, name)
-        for other in loaded:
-            missing = _read_images(other, str(other)) - known
-            if missing:
-                raise UsageError(
-                    f'{name}: {len(missing)} images of {other} are not in it, '
-                    f'like {min(missing)!r}'
-                )
+        used = set().union(*(_read_images(each, str(each)) for each in loaded))
+        missing = used - _read_images(path, name)
+        if missing:
+            raise UsageError(
+                f'{name}: {len(missing)} images of the loader are not in it, '
+                f'like {min(missing)!r}'
+            )
 
 
 def _read_images(path: Path, name: str) -> set[tuple[str, str]]:

@@ -48,8 +48,10 @@ OPTIONS = {
     "'minsize'; did you mean 'min_size'?",
     'optim_wrapper.paramwise_cfg.bias_lr=1': '--cfg-options optim_wrapper.'
     "paramwise_cfg.bias_lr=1: nothing reads 'bias_lr'; did you mean",
-    'env_cfg.dist_cfg=5': 'CONFIG: env_cfg.dist_cfg=5: expected a dict',
-    'model=5': 'CONFIG: model=5: expected a dict',
+    'env_cfg.dist_cfg=5': '--cfg-options env_cfg.dist_cfg=5: expected a dict',
+    'model=5': '--cfg-options model=5: expected a dict',
+    'randomness.sed=1': "--cfg-options randomness.sed=1: nothing reads 'sed'; "
+    "did you mean 'seed'?",
     'param_scheduler.1.milestones=abc': 'CONFIG: param_scheduler.1.'
     "milestones='abc': expected numbers",
     'param_scheduler.1.gamma=abc': 'CONFIG: param_scheduler.1.'
@@ -74,7 +76,7 @@ OPTIONS = {
     "'none.json' cannot be read: No such file",
     f'val_evaluator.ann_file={ANNOTATIONS}/instances_val.json': 'CONFIG: '
     f"val_evaluator.ann_file='{ANNOTATIONS}/instances_val.json': 19 images of "
-    f'{ANNOTATIONS}/instances_train.json are not in it, like ',
+    'the loader are not in it, like ',
     # optimiser, schedule, loops
     'optim_wrapper.type=Foo': "CONFIG: optim_wrapper.type='Foo': no "
     "optim_wrapper of this name; expected one of ['AmpOptimWrapper', ",

@@ -34,7 +34,7 @@ def test_dataset(tmp_path: Path) -> None:
     found = f'train_dataloader.dataset.ann_file: {tmp_path}/train.json does '
     with pytest.raises(UsageError, match=f'^{found}not exist; get COCO 2017 '):
         check_dataset(cfg, 'train')
-    with pytest.raises(UsageError, match='or by `lors-det init NAME DIR'):
+    with pytest.raises(UsageError, match='`lors-det init NAME DIR --root '):
         check_dataset(config('demo/none'), 'train')
     (tmp_path / 'train.json').touch()
     check_dataset(cfg, 'train')
