@@ -25,7 +25,10 @@ from lors_det.cli.boundary import OneLineErrors
 from lors_det.lors import MODES
 
 SCHEDULES = ('rising', 'falling')
-RIGHT = 'expected|is not divisible by|did you mean|no .* of this name'
+RIGHT = (
+    'expected|is not divisible by|did you mean|no .* of this name'
+    '|cfg should be a dict|must contain the key "type"'
+)
 
 
 def examples(count: int) -> settings:

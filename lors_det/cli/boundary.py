@@ -15,26 +15,21 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from textwrap import shorten
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
-from urllib.error import URLError
 
 from lors_det.errors import UsageError, one_line
 
 PathInConfig = tuple[str, ...]
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNKNOWN_TYPE = (
-    'is not in the .+ registry|^Failed to get|^None is not a callable object'
-)
-NO_CONFIG = 'cfg should be a dict|must contain the key "type"'
-#: Functions of mmengine that read one setting.
-READERS = {'load_or_resume': 'load_from', 'set_randomness': 'randomness'}
+UNKNOWN_TYPE = 'is not in the .+ registry|^Failed to get|is not a callable'
 
 
-class OneLineErrors:
+class OneLineErrors(AbstractContextManager['OneLineErrors']):
     """Turn errors inside of a ``with`` block into one line and exit status 1.
 
     `UsageError`, a full disk and Ctrl-C end in one line at any time. Once the
@@ -45,8 +40,7 @@ class OneLineErrors:
 
     Args:
         cfg: The config; or set it later, as an attribute.
-        how_to_resume: What a user is told after Ctrl-C, if it is no run with
-            a work directory.
+        how_to_resume: What to say after Ctrl-C without a work directory.
 
     Attributes:
         loop: ``train``, ``val`` or ``test``: whose settings are named first.
@@ -61,23 +55,10 @@ class OneLineErrors:
         self.first_batch_done = False
         self.show_traceback = False
 
-    def __enter__(self) -> OneLineErrors:
-        """Begin."""
-        return self
-
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: object, error: BaseException | None, trace: object
     ) -> None:
-        """Raise ``SystemExit`` with the line that describes the error.
-
-        Args:
-            kind: Class of the error.
-            error: The error, if there is one.
-            trace: Its traceback.
-        """
+        """Raise ``SystemExit`` with the line that describes an error."""
         resume = self._how_to_resume()
         if isinstance(error, KeyboardInterrupt):
             print(f'\ninterrupted{resume}', file=sys.stderr)
@@ -93,7 +74,9 @@ class OneLineErrors:
         elif self.first_batch_done or not self.cfg:
             return
         else:
-            line = self._describe(error) + self._log(text)
+            line = self._describe(error)
+            if self.cfg.get('work_dir'):
+                line += self._log(text)
         if self.show_traceback:
             sys.stderr.write(text)
         if 'TORCHELASTIC_ERROR_FILE' in os.environ:
@@ -127,15 +110,11 @@ class OneLineErrors:
 
     def _log(self, text: str) -> str:
         """Append a traceback to the log; return where it can be read."""
-        if not self.cfg.get('work_dir'):
-            return ''
         path = Path(self.cfg['work_dir'], 'error.log')
-        try:
-            with path.open('a', encoding='utf-8') as file:
-                file.write(text)
-        except OSError:
-            return ' (--traceback shows where)'
-        return f' (traceback: {path})'
+        with suppress(OSError), path.open('a', encoding='utf-8') as file:
+            file.write(text)
+            return f' (traceback: {path})'
+        return ''
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
@@ -162,49 +141,42 @@ def walk_config(
         path: Path of the part.
     """
     yield path, node
-    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
     if isinstance(node, Mapping):
-        entries = node.items()
-    elif isinstance(node, (list, tuple)):
-        entries = enumerate(node)
-    for name, value in entries:
-        yield from walk_config(value, (*path, str(name)))
+        for name, value in node.items():
+            yield from walk_config(value, (*path, str(name)))
 
 
 def _describe(error: Exception, settings: dict[str, Any]) -> str:
     """Name the setting that an error is about."""
     frames = _frames(error)
-    path = _part_in_use(frames, settings)
-    part = _get(settings, path)
+    entries = dict(walk_config(settings))
+    parts = {p: v for p, v in entries.items() if isinstance(v, Mapping)}
+    path = _part_in_use(frames, parts) or _variable(frames, entries)
     text = one_line(error)
-    # Some messages begin with the class.
+    # Our own messages begin with their key, some with a class before it.
     keyed = re.match(r'(?:model\.|[A-Z]\w+\.)?((\w+)[\w.\[\]]*)=', text)
-    unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
-    if keyed:  # the message names its key: complete the path
-        while path and keyed[2] not in _keys(_get(settings, path)):
+    if keyed:
+        while path and keyed[2] not in parts.get(path, ()):
             path = path[:-1]
         return f'CONFIG: {".".join((*path, ""))}{text[keyed.start(1) :]}'
-    if unexpected and unexpected[1] in _keys(part):
-        path = (*path, unexpected[1])
-        taken = _arguments(_local(frames, 'obj_cls'))
-        text = f'unknown key{suggest(path[-1], taken)}'
-    elif re.search(UNKNOWN_TYPE, text) and 'type' in _keys(part):
-        wanted = _local(frames, 'obj_type')
-        keys = (key for key in part if wanted and part[key] == wanted)
-        path = (*path, next(keys, 'type'))
-        text = _unknown_type(str(part[path[-1]]), frames)
-    elif isinstance(error, URLError):
-        text = f'cannot be downloaded ({error.reason}); where there is no '
-        text += 'network, fetch the file elsewhere and give its path'
-    elif re.search(NO_CONFIG, text):
-        wanted = _local(frames, 'cfg')
-        found = (p for p, v in walk_config(part, path) if v is wanted)
-        path, text = next(found, path), "expected a dict with 'type'"
-    else:
-        path = _key_in_text(text, path, settings)
     if not path:
         return f'CONFIG: {text}'
-    value = shorten(repr(_get(settings, path)), 100)
+    if re.search(UNKNOWN_TYPE, text) and 'type' in parts.get(path, ()):
+        keys = {str(value): key for key, value in parts[path].items()}
+        path = (*path, keys.get(_local(frames, 'obj_type'), 'type'))
+        text = _unknown_type(str(entries[path]), frames)
+    elif re.match('`?cfg`? ', text):  # of mmengine, about what it builds
+        wanted = _local(frames, 'cfg')
+        own = (p for p in entries if p[:-1] == path and entries[p] is wanted)
+        path = next(own, path)
+    else:
+        path = _complete(path, text, entries)
+        if f"unexpected keyword argument '{path[-1]}'" in text:
+            taken = _arguments(_local(frames, 'obj_cls'))
+            text = f'unknown key{suggest(path[-1], taken)}'
+    value = shorten(repr(entries[path]), 100)
     return f'CONFIG: {".".join(path)}={value}: {text}'
 
 
@@ -221,102 +193,68 @@ def _local(frames: list[FrameType], name: str) -> Any:
 
 
 def _arguments(built: Any) -> set[str]:
-    """Return the names that a class or function takes."""
+    """Return the names that a class and its bases take."""
     makers = [each.__init__ for each in getattr(built, '__mro__', ())]
-    makers = makers or ([built] if callable(built) else [])
     return {name for f in makers for name in inspect.signature(f).parameters}
 
 
-def _keys(node: Any) -> set[str]:
-    return set(node) if isinstance(node, Mapping) else set()
-
-
-def _get(node: Any, path: PathInConfig) -> Any:
-    """Return what the config has at a path; None if nothing."""
-    return dict(walk_config(node)).get(path)
-
-
 def _part_in_use(
-    frames: list[FrameType], settings: dict[str, Any]
+    frames: list[FrameType], parts: dict[PathInConfig, Mapping[str, Any]]
 ) -> PathInConfig:
     """Find the part of the config that was being built, or else used.
 
-    Functions that build a part have its config as an argument; methods of the
-    runner have arguments named like the settings that they read.
+    What builds a part has its config in a variable; what is used is an object
+    of the class that the part's ``type`` names.
     """
+    built: list[Mapping[str, Any]] = []
+    used: list[Mapping[str, Any]] = []
     for frame in frames:
-        code = frame.f_code
-        if code.co_name in READERS:
-            return (READERS[code.co_name],)
-        # The last is a local variable of what builds optimisers.
-        names = (*code.co_varnames[: code.co_argcount], 'optimizer_cfg')
-        builds = code.co_name.lstrip('_').startswith('build')
-        is_runner = code.co_filename.endswith('mmengine/runner/runner.py')
-        for name in names:
-            if builds or name == 'optimizer_cfg':
-                path = _most_similar(frame.f_locals.get(name), settings)
-                if path:
-                    return path
-            if is_runner and code.co_name != '__init__' and name in settings:
-                return (name,)
-    for frame in frames:
+        values = [frame.f_locals.get('optimizer_cfg')]
+        if re.match('_?build', frame.f_code.co_name):
+            values += frame.f_locals.values()
+        built += [v for v in values if isinstance(v, Mapping) and v]
         # mmengine drops the traceback of some errors of hooks.
         user = frame.f_locals.get('hook', frame.f_locals.get('self'))
-        for path, node in walk_config(settings):
-            if _keys(node) and node.get('type') == type(user).__name__:
-                # A loop runs what fails: it is seldom to blame.
-                is_loop = path[0].endswith('_cfg')
-                return () if is_loop and frame is not frames[0] else path
+        if not type(user).__name__.endswith('Loop'):  # it runs what fails
+            used.append({'type': type(user).__name__})
+    for config in built + used:
+        # mmengine completes its copies: the most similar entry is meant.
+        similar = {
+            path: sum(config.get(key) == node[key] for key in node)
+            for path, node in parts.items()
+            if node == config or node.get('type', '') == config.get('type')
+        }
+        if similar:
+            return max(similar, key=similar.__getitem__)
     return ()
 
 
-def _most_similar(wanted: Any, settings: dict[str, Any]) -> PathInConfig:
-    """Find the entry that a config was copied from.
-
-    mmengine completes its copies: of the entries with the same type, the one
-    with the most values in common is taken.
-    """
-    if not isinstance(wanted, Mapping):
-        return ()
-    similar = {
-        path: sum(wanted.get(key) == node[key] for key in node)
-        for path, node in walk_config(settings)
-        if _keys(node)
-        and (node == wanted or node.get('type', '') == wanted.get('type'))
-    }
-    return max(similar, key=similar.__getitem__, default=())
-
-
-def _key_in_text(
-    text: str, path: PathInConfig, settings: dict[str, Any]
+def _variable(
+    frames: list[FrameType], entries: dict[PathInConfig, Any]
 ) -> PathInConfig:
-    """Complete a path by the key or value that a message speaks of."""
-    for found, value in walk_config(settings):
-        if isinstance(value, str) and text.startswith(
-            (f'{value}: ', f'{os.path.abspath(value)}: ')
-        ):
-            return found  # the file that the message begins with
-    words = set(re.findall(r'\w+', text))
-    part = _get(settings, path) if path else None
-    entries = dict(part) if isinstance(part, Mapping) else {}
-    entries.pop('type', None)
-    for key in entries:
-        if key in words:
-            return (*path, key)
-    for key, value in entries.items():
-        shown = re.escape(repr(value))
-        if value not in (None, True, False) and re.search(
-            rf'(?<![\w.]){shown}(?![\w.])', text
-        ):
-            return (*path, key)
-    texts = [key for key, value in entries.items() if isinstance(value, str)]
-    if "'str'" in text and len(texts) == 1:  # a wrong type
-        return (*path, *texts)
-    if not path or path[0].endswith('_hooks'):  # they check other settings
-        for found, _ in walk_config(settings):
-            if found and found[-1] in words and '_' in found[-1]:
-                return found
-    return path
+    """Find the setting that was in a variable of its name."""
+    for frame in frames:
+        if frame.f_code.co_name == '__init__':
+            continue  # the runner's has all settings in variables
+        for path, value in entries.items():
+            name = 'filename' if path == ('load_from',) else ''.join(path[-1:])
+            is_plain = value in (None, True, False)  # as many variables are
+            if frame.f_locals.get(name) is value and not is_plain:
+                return path
+    return ()
+
+
+def _complete(
+    path: PathInConfig, text: str, entries: dict[PathInConfig, Any]
+) -> PathInConfig:
+    """Complete a path by the key, or else the value, that a message names."""
+    own = [p for p in entries if p[:-1] == path and p[-1] != 'type']
+    found = [p for p in own if p[-1] in re.findall(r'\w+', text)]
+    for p in own:
+        shown = rf'(?<![\w.]){re.escape(repr(entries[p]))}(?![\w.])'
+        if entries[p] not in (None, True, False) and re.search(shown, text):
+            found.append(p)
+    return found[0] if found else path
 
 
 def _unknown_type(name: str, frames: list[FrameType]) -> str:
@@ -324,9 +262,7 @@ def _unknown_type(name: str, frames: list[FrameType]) -> str:
     package = name.split('.')[0]
     if '.' in name and package not in sys.modules:
         return f'the package {package!r} is not installed'
-    registry, names = _local(frames, 'registry'), set()
-    kind = registry.name
-    while registry is not None:  # an empty one is false
-        names |= set(registry.module_dict)
-        registry = registry.parent
-    return f'no {kind} of this name{suggest(name, names)}'
+    registry = _local(frames, 'registry')
+    inherited = getattr(registry.parent, 'module_dict', ())
+    names = {*registry.module_dict, *inherited}
+    return f'no {registry.name} of this name{suggest(name, names)}'
