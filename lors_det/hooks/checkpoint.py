@@ -166,17 +166,17 @@ def load_strictly(
     }
     expected = model.state_dict()
     try:
-        try:
-            missing, unused = model.load_state_dict(state, strict=False)
-        except RuntimeError:  # tensors of another shape: load the others
-            state = {
-                key: value
-                for key, value in state.items()
-                if key not in expected or value.shape == expected[key].shape
-            }
-            missing, unused = model.load_state_dict(state, strict=False)
+        model.load_state_dict(state, strict=False)
     except ValueError as error:  # of a stack of another depth or rank
         raise UsageError(f'{name}: {error}') from None
+    except RuntimeError:  # some have another shape; the others are loaded
+        state = {
+            key: value
+            for key, value in state.items()
+            if key not in expected or value.shape == expected[key].shape
+        }
+    missing = [key for key in expected if key not in state]
+    unused = [key for key in state if key not in expected]
     if not expected.keys() & state.keys():
         raise UsageError(
             f'{name}: none of its {len(state)} weights fits the model, which '
