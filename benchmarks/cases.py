@@ -52,7 +52,6 @@ VARIANTS = {
     'lors-graphed': Variant('lors', 'graphed'),
     'lors-g4-compiled': Variant('lors-g4', 'compiled'),
     'lors-g4-graphed': Variant('lors-g4', 'graphed'),
-    'folded-graphed': Variant('folded', 'graphed'),
 }
 
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -110,7 +109,7 @@ class LiveBytes(TorchDispatchMode):
     device, the meta device too. What an operator allocates for itself and
     frees before it returns is not seen, nor is compiled code.
 
-    No public module of torch has what it is made of.
+    No public module of torch has the class that it derives from.
     """
 
     def __init__(self) -> None:
@@ -123,13 +122,20 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator, then count what is new in its result."""
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):  # was there before
-                self._sizes.setdefault(value.untyped_storage(), 0)
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                self._sizes.setdefault(storage, storage.nbytes())
+        kwargs = kwargs or {}
+        for storage in _storages([*args, *kwargs.values()]):
+            self._sizes.setdefault(storage, 0)  # was there before
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            self._sizes.setdefault(storage, storage.nbytes())
         self.peak = max(self.peak, sum(self._sizes.values()))
         return result
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    """Find the storages of all tensors in arguments or results."""
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _storages(entry)

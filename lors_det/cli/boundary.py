@@ -237,6 +237,7 @@ def _variable(
         if frame.f_code.co_name == '__init__':
             continue  # the runner's has all settings in variables
         for path, value in entries.items():
+            # mmengine reads what load_from names as ``filename``.
             name = 'filename' if path == ('load_from',) else ''.join(path[-1:])
             is_plain = value in (None, True, False)  # as many variables are
             if frame.f_locals.get(name) is value and not is_plain:
