@@ -151,7 +151,7 @@ def walk_config(
 def _describe(error: Exception, settings: dict[str, Any]) -> str:
     """Name the setting that an error is about."""
     frames = _frames(error)
-    entries = dict(walk_config(settings))
+    entries = {p: v for p, v in walk_config(settings) if p}
     parts = {p: v for p, v in entries.items() if isinstance(v, Mapping)}
     path = _part_in_use(frames, parts) or _variable(frames, entries)
     text = one_line(error)
@@ -161,8 +161,6 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
         while path and keyed[2] not in parts.get(path, ()):
             path = path[:-1]
         return f'CONFIG: {".".join((*path, ""))}{text[keyed.start(1) :]}'
-    if not path:
-        return f'CONFIG: {text}'
     if re.search(UNKNOWN_TYPE, text) and 'type' in parts.get(path, ()):
         keys = {str(value): key for key, value in parts[path].items()}
         path = (*path, keys.get(_local(frames, 'obj_type'), 'type'))
@@ -173,9 +171,13 @@ def _describe(error: Exception, settings: dict[str, Any]) -> str:
         path = next(own, path)
     else:
         path = _complete(path, text, entries)
-        if f"unexpected keyword argument '{path[-1]}'" in text:
-            taken = _arguments(_local(frames, 'obj_cls'))
-            text = f'unknown key{suggest(path[-1], taken)}'
+    if not path:
+        return f'CONFIG: {text}'
+    if f"unexpected keyword argument '{path[-1]}'" in text:
+        classes = getattr(_local(frames, 'obj_cls'), '__mro__', ())
+        makers = [inspect.signature(each.__init__) for each in classes]
+        taken = {name for maker in makers for name in maker.parameters}
+        text = f'unknown key{suggest(path[-1], taken)}'
     value = shorten(repr(entries[path]), 100)
     return f'CONFIG: {".".join(path)}={value}: {text}'
 
@@ -190,12 +192,6 @@ def _frames(error: BaseException) -> list[FrameType]:
 def _local(frames: list[FrameType], name: str) -> Any:
     """Return the innermost local variable of a name."""
     return next((f.f_locals[name] for f in frames if name in f.f_locals), None)
-
-
-def _arguments(built: Any) -> set[str]:
-    """Return the names that a class and its bases take."""
-    makers = [each.__init__ for each in getattr(built, '__mro__', ())]
-    return {name for f in makers for name in inspect.signature(f).parameters}
 
 
 def _part_in_use(
@@ -238,7 +234,7 @@ def _variable(
             continue  # the runner's has all settings in variables
         for path, value in entries.items():
             # mmengine reads what load_from names as ``filename``.
-            name = 'filename' if path == ('load_from',) else ''.join(path[-1:])
+            name = 'filename' if path == ('load_from',) else path[-1]
             is_plain = value in (None, True, False)  # as many variables are
             if frame.f_locals.get(name) is value and not is_plain:
                 return path
@@ -249,8 +245,12 @@ def _complete(
     path: PathInConfig, text: str, entries: dict[PathInConfig, Any]
 ) -> PathInConfig:
     """Complete a path by the key, or else the value, that a message names."""
+    words = re.findall(r'\w+', text)
     own = [p for p in entries if p[:-1] == path and p[-1] != 'type']
-    found = [p for p in own if p[-1] in re.findall(r'\w+', text)]
+    found = [p for p in own if p[-1] in words]
+    if not path or path[0].endswith('_hooks'):  # they check other settings
+        found += [p for p in entries if '_' in p[-1] and p[-1] in words]
+        found += [p for p in own if text.startswith(f'{entries[p]}: ')]
     for p in own:
         shown = rf'(?<![\w.]){re.escape(repr(entries[p]))}(?![\w.])'
         if entries[p] not in (None, True, False) and re.search(shown, text):

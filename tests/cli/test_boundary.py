@@ -123,8 +123,7 @@ OPTIONS = {
     'mean=[1, 2]: `mean` should have 1 or 3 values',
     'model.neck.in_channels=[8,16,32,65]': 'CONFIG: model.neck.in_channels='
     '[8, 16, 32, 65]: the backbone gives [8, 16, 32, 64]',
-    'model.decoder.num_classes=3': "CONFIG: custom_hooks.0={'type': "
-    "'NumClassCheckHook'}: The `num_classes` (3) in AdaMixerDecoder of ",
+    'model.decoder.num_classes=3': 'CONFIG: model.decoder.num_classes=3: ',
     'model.decoder.strides=[8,16,32,64]': 'CONFIG: model.decoder.strides[0]=8:'
     ' level 0 of the neck is ',
     'model.decoder.stacks.mixing_kernels.rank=1000': 'CONFIG: model.decoder.'
@@ -212,9 +211,11 @@ def test_a_wrong_config_file(name: str, tmp_path: Path) -> None:
         ('test.py {config} {other}', '{other}: none of its 0 weights fits'),
         ('train.py {config} --launcher pytorch', "CONFIG: launcher='pytorch': "
          'expected torchrun to start it'),
-        ('train.py {config} --work-dir {empty}', 'CONFIG: {empty}: File exi'),
+        ('train.py {config} --work-dir {empty}', "CONFIG: work_dir='{empty}': "
+         '{empty}: File exists'),
         # A folder that even root cannot write to.
-        ('train.py {config} --work-dir /proc/no', 'CONFIG: /proc/no: '),
+        ('train.py {config} --work-dir /proc/no', "CONFIG: work_dir='/proc/no'"
+         ': /proc/no: '),
         ('train.py configs/lors/lors-adamixer_r50_1x_coco.py',
          'train_dataloader.dataset.ann_file: data/coco/annotations/instances_'
          'train2017.json does not exist; get COCO 2017 with '),
